@@ -1,0 +1,52 @@
+"""dither: train on sensitive records, private by proof, distributed, and fast.
+
+All public names are listed here and load on first use, so that ``dither --help`` need not wait for
+PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    # Promises and their account
+    "Plan": "dither.privacy.plan",
+    "Ledger": "dither.privacy.ledger",
+    "Account": "dither.privacy.account",
+    "Relation": "dither.privacy.events",
+    "Unit": "dither.privacy.events",
+    "Trust": "dither.privacy.trust",
+    # The PyTorch user's door
+    "make_private": "dither.train.door",
+    "PrivateStep": "dither.train.step",
+    "PoissonLoader": "dither.sampling.loader",
+    # The pieces of a step
+    "Clipping": "dither.clipping.reference",
+    "clipped_sum": "dither.clipping.reference",
+    "BoundedSum": "dither.release.bounded_sum",
+    "release": "dither.release.release",
+    # Records
+    "RecordStore": "dither.data.store",
+    "build_store": "dither.data.build",
+    # Whole runs, as the command line starts them
+    "TrainConfig": "dither.config",
+    "run_training": "dither.train.loop",
+    "write_report": "dither.report",
+    # Errors
+    "DitherError": "dither.errors",
+    "DitherWarning": "dither.errors",
+}
+
+__version__ = "0.1.0"
+__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604 - strings, all of them
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'dither' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Paired measurements: ours and a baseline in turn, in one process tree."""

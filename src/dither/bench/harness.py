@@ -1,0 +1,105 @@
+"""Interleaved timing, and the one JSON form of every bench."""
+
+from __future__ import annotations
+
+import datetime as dt
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dither.train.run import environment
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure against one baseline.
+
+    Attributes:
+        name: Case name, variants after a slash (``mlp/1024``).
+        baseline_name: What the baseline is (``plain``, ``mpich``, ...).
+        ours: One unit of our work.
+        baseline: The same work by the baseline.
+    """
+
+    name: str
+    baseline_name: str
+    ours: Work
+    baseline: Work
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result. ``ratio`` is ours over baseline: lower is better.
+
+    Attributes:
+        case: Case name.
+        metric: What was measured, ``time`` unless named.
+        unit: Unit of ``ours`` and ``baseline``.
+        ours: Median.
+        baseline: Median.
+        baseline_name: What the baseline is.
+        ratio: Median of the ratios pair by pair.
+        ratio_low: First quartile of the ratios.
+        ratio_high: Third quartile; far from the first means noise: run again.
+        pairs: Number of pairs.
+    """
+
+    case: str
+    metric: str
+    unit: str
+    ours: float
+    baseline: float
+    baseline_name: str
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    pairs: int
+
+
+def measure(case: Case, *, pairs: int, warm_up: int = 2) -> Row:
+    """Time ours and the baseline in turn, in alternating order.
+
+    Pairs share the machine's mood, so their ratio holds where its speed drifts.
+
+    Args:
+        case: What to measure.
+        pairs: Number of pairs, at least 4.
+        warm_up: Pairs that are not counted.
+    """
+    ours: list[float] = []
+    baseline: list[float] = []
+    for index in range(-warm_up, pairs):
+        contenders = [(case.ours, ours), (case.baseline, baseline)]
+        for work, times in contenders if index % 2 else reversed(contenders):
+            start = time.perf_counter()
+            work()
+            if index >= 0:
+                times.append(time.perf_counter() - start)
+    ratios = [mine / theirs for mine, theirs in zip(ours, baseline, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return Row(
+        case=case.name,
+        metric="time",
+        unit="s",
+        ours=statistics.median(ours),
+        baseline=statistics.median(baseline),
+        baseline_name=case.baseline_name,
+        ratio=middle,
+        ratio_low=low,
+        ratio_high=high,
+        pairs=pairs,
+    )
+
+
+def result(bench: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the JSON value of a bench: name, date, host and rows."""
+    return {
+        "bench": bench,
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "host": environment(),
+        "rows": [asdict(row) for row in rows],
+    }

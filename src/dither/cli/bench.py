@@ -1,0 +1,69 @@
+"""`dither bench`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dither.bench.harness import Row, result
+from dither.config import BenchConfig
+from dither.errors import ConfigError
+from dither.files import explain_output, write_json
+
+_BENCHES = {"train": "a private training step against a plain one"}
+
+
+def run(config: BenchConfig) -> None:
+    """Run a bench, show its rows as they come, and write its JSON.
+
+    Raises:
+        ConfigError: No bench of that name.
+        OutputError: The JSON cannot be written; said before anything is measured.
+    """
+    if config.name == "list":
+        for name, text in _BENCHES.items():
+            print(f"{name:<12} {text}")
+        return
+    if config.name not in _BENCHES:
+        raise ConfigError(
+            expected=f"a bench of {', '.join(_BENCHES)}",
+            got=repr(config.name),
+            fix="see dither bench list",
+        )
+    target = None if config.json in {None, "-"} else Path(str(config.json))
+    if target is not None:
+        with explain_output(target):
+            target.touch()
+    console = Console(stderr=True, highlight=False)
+    rows: list[Row] = []
+    for row in importlib.import_module(f"dither.bench.{config.name}").rows(full=config.full):
+        console.print(f"{row.case}: {row.ratio:.2f} x {row.baseline_name}")
+        rows.append(row)
+    value = result(config.name, rows)
+    if config.json == "-":
+        json.dump(value, sys.stdout, indent=1)
+        print()
+    elif target is not None:
+        write_json(target, value)
+    if config.json != "-":
+        Console(highlight=False).print(_table(rows))
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table("case", "metric", "ours", "baseline", "ratio", "quartiles", "pairs")
+    for row in rows:
+        table.add_row(
+            row.case,
+            row.metric,
+            f"{row.ours:.4g} {row.unit}",
+            f"{row.baseline:.4g} {row.unit} ({row.baseline_name})",
+            f"{row.ratio:.2f}",
+            f"{row.ratio_low:.2f}-{row.ratio_high:.2f}",
+            str(row.pairs),
+        )
+    return table

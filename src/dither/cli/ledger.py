@@ -1,0 +1,120 @@
+"""`dither ledger`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dither.config import LedgerConfig
+from dither.errors import LedgerError
+from dither.privacy.events import event_to_json
+from dither.privacy.ledger import Ledger
+
+
+def run(config: LedgerConfig) -> None:
+    """Recompute ε from the ledger's events and print them."""
+    facts = describe(config)
+    if config.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        _print(facts, Console(highlight=False))
+
+
+def describe(config: LedgerConfig) -> dict[str, Any]:
+    """Return a ledger's header, events and ε: the run's part, and the total of the records.
+
+    ε is null where it is infinite.
+    """
+    path, run_id = find_ledger(config.where)
+    ledger = Ledger.open(path)
+    delta = config.delta or _delta(ledger, run_id)
+    parts = {"total": _part(ledger, None, delta)}
+    if run_id is not None:
+        parts = {"run": {"id": run_id, **_part(ledger, run_id, delta)}, **parts}
+    header, head = ledger.header, ledger.head()
+    return {
+        "ledger": str(path),
+        "store": header.store,
+        "unit": str(header.unit),
+        "relation": str(header.relation),
+        "sensitive": header.sensitive,
+        "delta": delta,
+        "entries": head.sequence,
+        "head": head.hash,
+        **parts,
+    }
+
+
+def find_ledger(where: Path) -> tuple[Path, str | None]:
+    """Return the ledger of a run folder, a store or a file, and the run's name in it.
+
+    Raises:
+        LedgerError: Nothing of the kind is there.
+    """
+    if (where / "run.json").is_file():
+        facts = json.loads((where / "run.json").read_bytes())
+        given = facts["config"]["ledger"]
+        if given is not None:
+            return Path(given), facts["id"]
+        store = json.loads((where / "private" / "store.json").read_bytes())["store"]
+        return Path(store) / "ledger.sqlite", facts["id"]
+    if where.is_dir():
+        return where / "ledger.sqlite", None
+    if where.is_file():
+        return where, None
+    raise LedgerError(
+        expected="a run folder, a record store or a ledger file",
+        got=f"{where}, which is not there",
+        fix="name one, for instance runs/acs",
+    )
+
+
+def _part(ledger: Ledger, run_id: str | None, delta: float) -> dict[str, Any]:
+    counts: dict[str, int] = {}
+    for event, count in ledger.events(run_id):
+        text = json.dumps(event_to_json(event), sort_keys=True)
+        counts[text] = counts.get(text, 0) + count
+    return {
+        "epsilon": _finite(ledger.epsilon(delta, run_id)),
+        "epsilon_rdp": _finite(ledger.epsilon_rdp(delta, run_id)),
+        "runs": len({entry.run for entry in ledger.entries(run_id)}),
+        "events": [{**json.loads(text), "count": count} for text, count in counts.items()],
+    }
+
+
+def _delta(ledger: Ledger, run_id: str | None) -> float:
+    deltas = [e.detail["plan"]["delta"] for e in ledger.entries(run_id) if e.kind == "plan"]
+    return min(deltas, default=1e-7)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _print(facts: dict[str, Any], console: Console) -> None:
+    console.print(f"ledger   {facts['ledger']}", soft_wrap=True)
+    console.print(f"store    {facts['store']}", soft_wrap=True)
+    console.print(f"account  one per {facts['unit']}, {facts['relation']}")
+    console.print(f"chain    {facts['entries']} entries, unbroken, head {facts['head'][:16]}")
+    table = Table("part", "runs", "event", "count", f"ε at δ = {facts['delta']:g}")
+    for name in ("run", "total"):
+        if name not in facts:
+            continue
+        part = facts[name]
+        epsilon = "∞ (not private)" if part["epsilon"] is None else f"{part['epsilon']:.6f}"
+        for index, event in enumerate(part["events"]):
+            rest = {key: value for key, value in event.items() if key not in {"kind", "count"}}
+            text = f"{event['kind']} {rest}"
+            table.add_row(
+                name if index == 0 else "",
+                str(part["runs"]) if index == 0 else "",
+                text,
+                str(event["count"]),
+                epsilon if index == 0 else "",
+            )
+    console.print(table)

@@ -1,0 +1,78 @@
+"""`dither`: find the verb, run it, say errors in one message."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from dither import __version__, config
+from dither.errors import DitherError, DitherWarning
+
+_sub = tyro.conf.subcommand
+
+_Data = Annotated[
+    Annotated[config.DataBuildConfig, _sub("build")]
+    | Annotated[config.DataFetchConfig, _sub("fetch")]
+    | Annotated[config.DataSynthConfig, _sub("synth")],
+    _sub("data", description="Get, generate or build records."),
+]
+_Command = (
+    _Data
+    | Annotated[config.TrainConfig, _sub("train")]
+    | Annotated[config.PlanConfig, _sub("plan")]
+    | Annotated[config.LedgerConfig, _sub("ledger")]
+    | Annotated[config.ReportConfig, _sub("report")]
+    | Annotated[config.BenchConfig, _sub("bench")]
+)
+
+# Loaded only when their verb is called, so that --help need not wait for PyTorch.
+_MODULES = {
+    config.DataBuildConfig: "data",
+    config.DataFetchConfig: "data",
+    config.DataSynthConfig: "data",
+    config.TrainConfig: "train",
+    config.PlanConfig: "plan",
+    config.LedgerConfig: "ledger",
+    config.ReportConfig: "report",
+    config.BenchConfig: "bench",
+}
+
+_DESCRIPTION = (
+    "Train on sensitive records: private by proof, distributed, and fast. "
+    "Begin with `dither train --help`. What touches records is charged in their ledger first."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 2 for a named error, 130 if stopped."""
+    console = Console(stderr=True, highlight=False)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words == ["--version"]:
+        print(__version__)
+        return 0
+    options: Any = tyro.cli(_Command, prog="dither", description=_DESCRIPTION, args=words)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the libraries' own, of no use to a user
+            warnings.simplefilter("always", DitherWarning)
+            warnings.showwarning = _show_warning
+            importlib.import_module(f"dither.cli.{_MODULES[type(options)]}").run(options)
+    except DitherError as error:
+        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("stopped; what was charged stays charged")
+        return 130
+    return 0
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True)

@@ -1,0 +1,86 @@
+"""Progress on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from dither.data.build import Progress as Told
+from dither.train.run import Run
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+@contextmanager
+def building(console: Console) -> Iterator[Told]:
+    """Show the stages of building a record store."""
+    with _bars(console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def told(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, note="rows")
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield told
+
+
+class TrainingBar:
+    """Steps, time left, ε so far and the last held-out metrics: released values only."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = _bars(console)
+        self._task: TaskID | None = None
+        self._epsilon = ""
+        self._metrics = ""
+
+    def __enter__(self) -> TrainingBar:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def started(self, run: Run, first_step: int, last_step: int) -> None:
+        """Show what is ahead, and what a crash has cost."""
+        if last_step < run.config.steps:
+            lost = run.config.steps - last_step
+            self._console.print(
+                f"{lost} of {run.config.steps} steps were charged and lost in an earlier stop: "
+                f"this run ends at step {last_step}, within its budget"
+            )
+        self._task = self._bars.add_task("training", total=last_step, completed=first_step, note="")
+
+    def stepped(self, step: int, epsilon: float | None) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._epsilon = "" if epsilon is None else f"ε {epsilon:.3f}"
+            note = f"{self._epsilon} {self._metrics}"
+            self._bars.update(self._task, completed=step, note=note)
+
+    def evaluated(self, line: dict[str, Any]) -> None:
+        """Show held-out metrics."""
+        self._metrics = f"held-out AUROC {line['auroc']:.3f} loss {line['loss']:.3f}"

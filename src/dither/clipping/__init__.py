@@ -1,0 +1,1 @@
+"""From a model and a batch to a sum of clipped per-example gradients."""

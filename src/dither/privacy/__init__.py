@@ -1,0 +1,1 @@
+"""Promises and their accounts: plan, events, accountant, ledger, trust. Knows no torch."""

@@ -1,0 +1,54 @@
+"""Proof of how a sample was drawn, good for one release."""
+
+from __future__ import annotations
+
+from dither.errors import SamplingError
+from dither.privacy.events import SamplerKind
+from dither.privacy.plan import Plan
+
+
+class SampleTicket:
+    """A fresh sample's right to one release.
+
+    Two releases on one sample are not two sampled events (PRIVACY-REVIEW A2), so a retry, a probe
+    and a quantile each draw a fresh one. A sampler issues the ticket with the sample; releasing
+    spends it.
+
+    Args:
+        kind: The sampler that ran.
+        rate: The rate it ran at.
+    """
+
+    __slots__ = ("_spent", "kind", "rate")
+
+    def __init__(self, kind: SamplerKind, rate: float) -> None:
+        self.kind = kind
+        self.rate = rate
+        self._spent = False
+
+    def spend(self, plan: Plan) -> None:
+        """Use the ticket up.
+
+        Raises:
+            SamplingError: It was used before, or the plan charges another sampler or rate.
+        """
+        if self._spent:
+            raise SamplingError(
+                expected="a fresh sample for every release",
+                got="a batch that was released before",
+                fix="take the next batch from the loader, also after an error",
+            )
+        if (self.kind, self.rate) != (plan.sampler, plan.sampling_rate):
+            raise SamplingError(
+                expected=f"a {plan.sampler} sample at rate {plan.sampling_rate!r}, as charged",
+                got=f"a {self.kind} sample at rate {self.rate!r}",
+                fix="iterate over the loader that make_private returned",
+            )
+        self._spent = True
+
+    def __reduce__(self) -> str:
+        raise SamplingError(
+            expected="a sample that stays in its process",
+            got="an attempt to copy or pickle its ticket",
+            fix="draw a fresh sample where it is needed",
+        )

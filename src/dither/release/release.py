@@ -1,0 +1,102 @@
+"""Charge, add noise, send: the only function whose result may leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dither.errors import ReleaseError
+from dither.noise.entropy import Entropy, OsEntropy
+from dither.privacy.account import Account
+from dither.release.bounded_sum import BoundedSum
+from dither.release.encoder import Encoder
+from dither.release.transport import Solo, Transport
+
+
+@dataclass(frozen=True)
+class Released:
+    """A noisy sum, safe to publish.
+
+    Attributes:
+        tensors: Name → float64 tensor, shapes as in the bounded sum.
+        saturated: Coordinates clamped before noise. NOT released: for the operator only.
+    """
+
+    tensors: dict[str, Tensor]
+    saturated: int
+
+
+def release(
+    bounded: BoundedSum,
+    account: Account,
+    transport: Transport | None = None,
+    entropy: Entropy | None = None,
+) -> Released:
+    """Release a sum with the noise its plan promises.
+
+    Guarantee: the result is one event ``account.plan.event`` under the plan's relation, unit and
+    trust. The neighbouring sums lie within the charged sensitivity (`Plan.bind`), the noise is an
+    exact rounded Gaussian on the same lattice, and everything after it is post-processing. The
+    charge is durable before the first chunk is encoded; the sample is spent even when something
+    fails afterwards, so a retry must draw and pay anew.
+
+    Args:
+        bounded: The clipped sum with its sample's ticket.
+        account: The run that pays.
+        transport: Carries messages between ranks; one rank by default.
+        entropy: Source of noise; the operating system by default.
+
+    Raises:
+        SamplingError: The sample was used before or is not the plan's.
+        ConfigError: The sum was clipped to another bound than the plan's.
+        BudgetExhaustedError: No step is left.
+        ReleaseError: Noise would not be secret while the account promises it, or the sum is broken.
+    """
+    carrier = transport or Solo()
+    source = entropy or OsEntropy()
+    if not source.secret and account.insecure is None:
+        raise ReleaseError(
+            expected="noise from the operating system's entropy",
+            got=type(source).__name__,
+            fix="open the account with insecure=..., which marks the run as not private",
+        )
+    bounded.ticket.spend(account.plan)
+    lattice = account.plan.bind(bounded.l2_clip, bounded.dimension, carrier.world_size)
+    encoder = Encoder(lattice, source)
+    account.charge(account.plan.event)
+    tensors: dict[str, Tensor] = {}
+    saturated = 0
+    for chunk in bounded.chunks:
+        noisy, clamped = _release_chunk(chunk, encoder, carrier)
+        tensors.update(noisy)
+        saturated += clamped
+    _require_whole(tensors, bounded.dimension)
+    return Released(tensors, saturated)
+
+
+def _release_chunk(
+    chunk: Mapping[str, Tensor], encoder: Encoder, carrier: Transport
+) -> tuple[dict[str, Tensor], int]:
+    flat = torch.cat([tensor.reshape(-1).to("cpu", torch.float64) for tensor in chunk.values()])
+    encoded = encoder.encode(flat.numpy())
+    total = torch.from_numpy(encoder.decode(carrier.all_reduce(encoded.message)))
+    parts = torch.split(total, [tensor.numel() for tensor in chunk.values()])
+    noisy = {
+        name: part.reshape(tensor.shape).to(tensor.device)
+        for (name, tensor), part in zip(chunk.items(), parts, strict=True)
+    }
+    return noisy, encoded.saturated
+
+
+def _require_whole(tensors: Mapping[str, Tensor], dimension: int) -> None:
+    # More coordinates than declared would mean too little noise for the lattice's γ√d.
+    found = sum(tensor.numel() for tensor in tensors.values())
+    if found != dimension:
+        raise ReleaseError(
+            expected=f"a sum of {dimension} coordinates, as declared",
+            got=f"{found}",
+            fix="report this as a bug: a clipping engine lost or repeated a parameter",
+        )

@@ -1,0 +1,179 @@
+"""A PyTorch loader of Poisson batches."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
+
+from dither.errors import SamplingError
+from dither.privacy.ticket import SampleTicket
+from dither.sampling.poisson import PoissonSampler
+
+Collate = Callable[[list[Any]], Any]
+
+
+@dataclass(frozen=True)
+class PoissonBatch:
+    """One batch and the proof of how it was drawn.
+
+    Attributes:
+        data: What the data set's collate function made of it; may have zero rows.
+        size: Number of records. Secret: the noisy mean divides by the expected size instead.
+        ticket: The sample's right to one release.
+        seconds: Time it took to draw the rows.
+    """
+
+    data: Any
+    size: int
+    ticket: SampleTicket
+    seconds: float = 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        """Let ``x, y = batch`` work as it does with a plain loader."""
+        return iter(self.data)
+
+
+@final
+class PoissonLoader:
+    """Iterates over Poisson batches of a map-style data set; one pass is ``len(self)`` batches.
+
+    Gathering is PyTorch's own `DataLoader`, so workers, pinning and collate functions work as
+    usual. Batches of zero records come as tensors of zero rows.
+
+    Args:
+        dataset: Map-style data set (``__getitem__`` and ``__len__``).
+        sampler: Draws the rows.
+        batches: Number of batches in one pass.
+        collate: Merges a list of items; PyTorch's default when None.
+        num_workers: Worker processes of the `DataLoader`.
+        pin_memory: As in the `DataLoader`.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        sampler: PoissonSampler,
+        batches: int,
+        *,
+        collate: Collate | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.sampler = sampler
+        self.batches = batches
+        self._dataset = dataset
+        self._collate = _WithEmpty(collate or default_collate, dataset)
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[PoissonBatch]:
+        drawn: deque[_Drawn] = deque()
+        batches: DataLoader[Any] = DataLoader(
+            self._dataset,
+            batch_sampler=_Draws(self.sampler, self.batches, drawn),  # type: ignore[arg-type]
+            collate_fn=self._collate,
+            num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
+        )
+        for data in batches:  # the DataLoader keeps the order in which rows were drawn
+            draw = drawn.popleft()
+            yield PoissonBatch(data, draw.size, draw.ticket, draw.seconds)
+
+
+def poisson_loader(loader: DataLoader[Any], sampler: PoissonSampler) -> PoissonLoader:
+    """Return a Poisson loader over the data set of a plain one.
+
+    Raises:
+        SamplingError: The data set has no random access, or the loader weights, shards or batches
+            by rules of its own: none of that can be charged as Poisson sampling.
+    """
+    check_loader(loader)
+    return PoissonLoader(
+        loader.dataset,
+        sampler,
+        len(loader),
+        collate=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+    )
+
+
+def check_loader(loader: DataLoader[Any]) -> None:
+    """Refuse loaders whose sampling cannot become Poisson.
+
+    Raises:
+        SamplingError: See `poisson_loader`.
+    """
+    if isinstance(loader.dataset, IterableDataset) or not isinstance(loader.dataset, Sized):
+        raise SamplingError(
+            expected="a map-style data set with random access (__getitem__ and __len__)",
+            got=f"{type(loader.dataset).__name__}, a stream",
+            fix="store the records first (dither data build) and load them from the store",
+        )
+    if type(loader.sampler) not in {RandomSampler, SequentialSampler} or (
+        type(loader.batch_sampler) is not BatchSampler
+    ):
+        raise SamplingError(
+            expected="a loader with batch_size and the default sampler",
+            got=f"sampler {type(loader.sampler).__name__}",
+            fix="drop the custom sampler: records must enter batches independently, at one rate",
+        )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    ticket: SampleTicket
+    size: int
+    seconds: float
+
+
+class _Draws:
+    """The batch sampler handed to the `DataLoader`; notes each draw's ticket in order."""
+
+    def __init__(self, sampler: PoissonSampler, batches: int, drawn: deque[_Drawn]) -> None:
+        self._sampler = sampler
+        self._batches = batches
+        self._drawn = drawn
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        for _ in range(self._batches):
+            start = time.perf_counter()
+            sample = self._sampler.draw()
+            seconds = time.perf_counter() - start
+            self._drawn.append(_Drawn(sample.ticket, sample.rows.size, seconds))
+            yield sample.rows.tolist()
+
+    def __len__(self) -> int:
+        return self._batches
+
+
+class _WithEmpty:
+    """A collate function that also knows the empty batch."""
+
+    def __init__(self, collate: Collate, dataset: Any) -> None:
+        self._collate = collate
+        self._dataset = dataset
+
+    def __call__(self, items: Any) -> Any:
+        if len(items):
+            return self._collate(items)
+        # Shapes and types of one record, none of its values.
+        one = self._collate([self._dataset[0]])
+        return tree_map(lambda leaf: leaf[:0] if isinstance(leaf, Tensor) else leaf, one)

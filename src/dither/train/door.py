@@ -1,0 +1,175 @@
+"""`make_private`: three lines in an existing PyTorch loop."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from dither.clipping.loss import per_example
+from dither.clipping.validate import check_model
+from dither.errors import ConfigError
+from dither.noise.entropy import Entropy, InsecureSeed, OsEntropy
+from dither.privacy.account import Account
+from dither.privacy.events import Relation
+from dither.privacy.guard import unprotected
+from dither.privacy.ledger import Ledger
+from dither.privacy.plan import Plan
+from dither.sampling.loader import PoissonLoader, check_loader, poisson_loader
+from dither.sampling.poisson import PoissonSampler
+from dither.train.step import PrivateStep
+
+
+def make_private(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loader: DataLoader[Any],
+    *,
+    loss_fn: Callable[[Any, Any], Tensor],
+    ledger: str | Path | Ledger,
+    epsilon: float | None = None,
+    delta: float | None = None,
+    epochs: int | None = None,
+    l2_clip: float = 1.0,
+    plan: Plan | None = None,
+    store: str = "unnamed records",
+    relation: Literal["zero_out", "replace_one"] = "zero_out",
+    sensitive: bool = True,
+    run: str | None = None,
+    insecure_seed: int | None = None,
+    force: bool = False,
+) -> tuple[PrivateStep, PoissonLoader]:
+    """Turn a model, its optimizer and a loader into a private step and a Poisson loader.
+
+    Guarantee: the trained model (and every state on the way) is (ε, δ)-differentially private for
+    one record under ``relation``, towards whoever sees it (trust ``central``). Charges go to the
+    ledger before anything is released. The exact loss, batch sizes and gradient norms in the
+    step's ``operator`` metrics are not covered.
+
+    Args:
+        model: Any `nn.Module` without layers that mix examples.
+        optimizer: Over the model's parameters.
+        loader: A `DataLoader` with a map-style data set and ``batch_size``, which becomes the
+            expected batch size. One pass of the returned loader has as many batches.
+        loss_fn: Criterion with any reduction, or a function giving one loss an example.
+        ledger: The SQLite account of these records, created when absent. Use one per data set, for
+            all runs on it: budgets add up.
+        epsilon: Budget ε of all epochs together.
+        delta: δ, well below 1/len(dataset).
+        epochs: Passes over the loader that the budget is for.
+        l2_clip: Bound on the L2 norm of one record's gradient.
+        plan: A ready plan, instead of epsilon, delta, epochs, l2_clip and relation.
+        store: Name of the records, which the ledger is bound to.
+        relation: Neighbouring relation (add_remove needs a plan with a declared n).
+        sensitive: Whether unprotected use must be forced.
+        run: Name of this run in the ledger; name a run of before to go on with its budget.
+        insecure_seed: Reproducible noise for debugging. NOT PRIVATE: charged as ε = ∞, and refused
+            on sensitive records unless ``force``.
+        force: See ``insecure_seed``.
+
+    Returns:
+        ``(step, loader)``.
+
+    Raises:
+        ConfigError: Options are missing, contradict each other or are out of range.
+        ModelError: A layer mixes examples, or the optimizer is not the model's.
+        SamplingError: The loader cannot be sampled as Poisson.
+        LedgerError: The ledger belongs to other records, or is damaged.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> data = TensorDataset(torch.randn(500, 4), torch.randint(0, 2, (500,)))
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> step, loader = make_private(
+        ...     model, optimizer, DataLoader(data, batch_size=50),
+        ...     loss_fn=torch.nn.CrossEntropyLoss(),
+        ...     ledger=Path(tempfile.mkdtemp()) / "ledger.sqlite",
+        ...     epsilon=3.0, delta=1e-5, epochs=1,
+        ... )
+        >>> for batch in loader:
+        ...     metrics = step(batch)
+        >>> metrics.step
+        10
+    """
+    check_model(model)
+    check_loader(loader)
+    records = len(loader.dataset)  # type: ignore[arg-type]
+    promise = plan or _plan(
+        loader,
+        epsilon=epsilon,
+        delta=delta,
+        epochs=epochs,
+        l2_clip=l2_clip,
+        relation=Relation(relation),
+    )
+    _check_records(promise, records)
+    entropy: Entropy = OsEntropy() if insecure_seed is None else InsecureSeed(insecure_seed)
+    book = _open(ledger, store, promise, sensitive)
+    reason = None
+    if not entropy.secret:
+        reason = unprotected(book, f"insecure seed {insecure_seed}", force=force)
+    account = Account(book, run or uuid.uuid4().hex, promise, insecure=reason)
+    step = PrivateStep(
+        model, optimizer, loss_fn=per_example(loss_fn), account=account, entropy=entropy
+    )
+    sampler = PoissonSampler(records, promise.sampling_rate, entropy.stream("sampling"))
+    return step, poisson_loader(loader, sampler)
+
+
+def _plan(
+    loader: DataLoader[Any],
+    *,
+    epsilon: float | None,
+    delta: float | None,
+    epochs: int | None,
+    l2_clip: float,
+    relation: Relation,
+) -> Plan:
+    if epsilon is None or delta is None or epochs is None:
+        raise ConfigError(
+            expected="epsilon, delta and epochs, or a plan",
+            got=f"epsilon={epsilon}, delta={delta}, epochs={epochs}",
+            fix="say what to promise, for instance epsilon=3.0, delta=1e-6, epochs=5",
+        )
+    if epochs < 1:
+        raise ConfigError(expected="epochs of at least 1", got=str(epochs), fix="raise epochs")
+    records = len(loader.dataset)  # type: ignore[arg-type]
+    if records < 1:
+        raise ConfigError(
+            expected="a data set with records", got="an empty one", fix="check the data set"
+        )
+    return Plan.calibrate(
+        epsilon=epsilon,
+        records=records,
+        batch_size=min(loader.batch_size or 1, records),
+        steps=epochs * math.ceil(len(loader)),
+        delta=delta,
+        l2_clip=l2_clip,
+        relation=relation,
+    )
+
+
+def _check_records(plan: Plan, records: int) -> None:
+    if plan.relation is not Relation.ADD_REMOVE and plan.records != records:
+        raise ConfigError(
+            expected=f"a plan for this data set's {records} records",
+            got=f"one for {plan.records}",
+            fix="plan with records=len(dataset), the training part alone",
+        )
+
+
+def _open(ledger: str | Path | Ledger, store: str, plan: Plan, sensitive: bool) -> Ledger:
+    if isinstance(ledger, Ledger):
+        return ledger
+    return Ledger.create(
+        Path(ledger), store=store, unit=plan.unit, relation=plan.relation, sensitive=sensitive
+    )

@@ -1,0 +1,250 @@
+"""A run folder: what is public at its top, what is the operator's in ``private/``."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dither import _native
+from dither.config import TrainConfig
+from dither.data.store import RecordStore, Split
+from dither.errors import CheckpointError, OutputError
+from dither.files import explain_output, sync_folder, write_json
+from dither.privacy.plan import Plan
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder and identity.
+
+    Attributes:
+        folder: Where it lives.
+        id: Its name in the ledger.
+        config: Its options.
+        plan: Its promise; None without privacy.
+        store: The record store's folder.
+    """
+
+    folder: Path
+    id: str
+    config: TrainConfig
+    plan: Plan | None
+    store: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def private(self) -> Path:
+        """Folder of what is not released."""
+        return self.folder / "private"
+
+
+def create_run(config: TrainConfig, plan: Plan | None, store: RecordStore, split: Split) -> Run:
+    """Make the run folder, complete or not at all.
+
+    Raises:
+        OutputError: It exists and is not empty, or cannot be written.
+    """
+    assert config.out is not None  # noqa: S101 - checked with the options
+    folder = config.out.absolute()
+    check_free(folder)
+    run_id = uuid.uuid4().hex
+    facts = {
+        "format": FORMAT,
+        "id": run_id,
+        "private": config.private and config.insecure_seed is None,
+        "seeded": config.insecure_seed is not None,
+        "forced": config.force and store.manifest.sensitive,
+        "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "config": config.to_json(),
+        "plan": None if plan is None else plan.to_json(),
+        "store": _describe_store(store, split),
+        "environment": environment(),
+    }
+    with explain_output(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder)))
+        try:
+            for name in ("checkpoints", "private"):
+                (staging / name).mkdir()
+            (staging / "private").chmod(0o700)
+            where = {"store": str(store.path.absolute())}
+            write_json(staging / "private" / "store.json", where)
+            write_json(staging / "run.json", facts)
+            staging.chmod(0o755)
+            if folder.exists():
+                folder.rmdir()
+            staging.rename(folder)
+            sync_folder(folder.parent)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+    return Run(folder, run_id, config, plan, store.path)
+
+
+def open_run(folder: Path) -> Run:
+    """Open an existing run.
+
+    Raises:
+        CheckpointError: Not a run folder, or damaged.
+    """
+    try:
+        facts = json.loads((folder / "run.json").read_bytes())
+        where = json.loads((folder / "private" / "store.json").read_bytes())
+        plan = facts["plan"]
+        return Run(
+            folder=folder.absolute(),
+            id=facts["id"],
+            config=TrainConfig.from_json(facts["config"]),
+            plan=None if plan is None else Plan.from_json(plan),
+            store=Path(where["store"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            expected=f"a run folder at {folder}",
+            got=f"{type(error).__name__}: {error}",
+            fix="name the --out folder of an earlier dither train",
+        ) from error
+
+
+@contextlib.contextmanager
+def exclusive(run: Run) -> Iterator[None]:
+    """Hold the run folder, so that no second process trains in it.
+
+    Raises:
+        OutputError: Another process does.
+    """
+    with explain_output(run.folder), (run.folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                expected=f"{run.folder} free of other processes",
+                got="one that trains in it now",
+                fix="wait for it or end it, then resume",
+            ) from error
+        yield
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that exists and is not empty.
+
+    Raises:
+        OutputError: It is not empty or not a folder.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        run = (folder / "run.json").is_file()
+        raise OutputError(
+            expected=f"a new or empty folder at {folder}",
+            got="an earlier run" if run else "something else there",
+            fix=f"use --resume {folder} to go on with it" if run else "choose another --out",
+        )
+
+
+def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Append JSON lines, in one write.
+
+    Raises:
+        OutputError: The disk is full.
+    """
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    with explain_output(path):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            before = os.fstat(handle).st_size
+            if os.write(handle, text.encode()) != len(text.encode()):
+                os.ftruncate(handle, before)
+                raise OSError(28, os.strerror(28))
+        finally:
+            os.close(handle)
+
+
+def keep_lines(path: Path, last_step: int) -> None:
+    """Drop lines of steps after a checkpoint: a crash lost that lineage (it stays charged)."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # a line cut short by the crash
+            value = json.loads(line)
+            if value["step"] <= last_step:
+                kept.append(value)
+    path.unlink()
+    append_lines(path, kept)
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and host facts, for auditors and benchmarks."""
+    packages = ("dither", "torch", "numpy", "dp-accounting", "ibis-framework", "duckdb", "pyarrow")
+    return {
+        **{name.replace("-", "_"): version(name) for name in packages},
+        "python": platform.python_version(),
+        "os": f"{platform.system()} {platform.release()}",
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "simd": _native.simd(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _describe_store(store: RecordStore, split: Split) -> dict[str, Any]:
+    manifest = store.manifest
+    return {
+        # The content hash is a function of the records: public only if they are.
+        "id": "withheld: the records are sensitive" if manifest.sensitive else store.id,
+        "task": store.task.name,
+        "records": len(store),
+        "train_records": int(split.train.size),
+        "test_records": int(split.test.size),
+        "unit": manifest.unit,
+        "sensitive": manifest.sensitive,
+        "feature_dim": store.feature_dim,
+        "public_inputs": {p.name: f"{p.value} ({p.source})" for p in manifest.public_inputs},
+    }
+
+
+def _prefix(folder: Path) -> str:
+    return f".{folder.name}.partial-"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed start left behind."""
+    for leftover in folder.parent.glob(f"{_prefix(folder)}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident memory of this process so far."""
+    import resource  # noqa: PLC0415 - not on every platform that may read a run
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,150 @@
+"""From options to everything a run needs: store, split, plan, model, optimizer, account."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from dither.clipping.loss import PerExampleLoss, per_example
+from dither.clipping.validate import check_model
+from dither.config import TrainConfig
+from dither.data.build import Progress, cached_store
+from dither.data.store import RecordStore, Split, StoreDataset
+from dither.errors import ConfigError
+from dither.noise.entropy import Entropy, InsecureSeed, OsEntropy
+from dither.privacy.account import Account
+from dither.privacy.events import Relation
+from dither.privacy.guard import unprotected
+from dither.privacy.ledger import Ledger
+from dither.privacy.plan import Plan
+from dither.sampling.loader import PoissonLoader
+from dither.sampling.poisson import PoissonSampler
+from dither.train.models import mlp
+from dither.train.run import Run
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A run's moving parts. ``account`` is None without privacy."""
+
+    store: RecordStore
+    split: Split
+    model: nn.Module
+    optimizer: Optimizer
+    loss_fn: PerExampleLoss
+    entropy: Entropy
+    ledger: Ledger
+    account: Account | None
+
+    def loader(self, batches: int, rate: float) -> PoissonLoader:
+        """Return a loader of fresh Poisson batches of training records."""
+        dataset = StoreDataset(self.store, self.split.train)
+        sampler = PoissonSampler(len(dataset), rate, self.entropy.stream("sampling"))
+        return PoissonLoader(dataset, sampler, batches, collate=_as_gathered)
+
+
+def open_store(config: TrainConfig, progress: Progress | None = None) -> RecordStore:
+    """Return the run's record store, built from raw files at first use."""
+    if config.store is not None:
+        return RecordStore.open(config.store)
+    return cached_store(config.data, config.task, sensitive=config.sensitive, progress=progress)
+
+
+def make_plan(config: TrainConfig, train_records: int) -> Plan:
+    """Return the promise that these options make about this many training records.
+
+    Raises:
+        ConfigError: The batch is larger than the data, or an option is out of range.
+    """
+    records = config.declared_records or train_records
+    if not config.batch_size <= records:
+        raise ConfigError(
+            expected=f"an expected batch size of at most {records}, so a sampling rate up to 1",
+            got=str(config.batch_size),
+            fix="lower --batch-size",
+        )
+    relation = Relation(config.relation)
+    if config.noise_multiplier is not None:
+        return Plan(
+            records=records,
+            sampling_rate=config.batch_size / records,
+            steps=config.steps,
+            l2_clip=config.l2_clip,
+            noise_multiplier=config.noise_multiplier,
+            delta=config.delta,
+            relation=relation,
+        )
+    return Plan.calibrate(
+        epsilon=config.epsilon,
+        records=records,
+        batch_size=config.batch_size,
+        steps=config.steps,
+        delta=config.delta,
+        l2_clip=config.l2_clip,
+        relation=relation,
+    )
+
+
+def open_ledger(config: TrainConfig, store: RecordStore) -> Ledger:
+    """Return the account of the store's records.
+
+    Raises:
+        LedgerError: It belongs to other records, or counts under another relation.
+    """
+    return Ledger.create(
+        config.ledger or Path(store.ledger_path),
+        store=store.id,
+        relation=Relation(config.relation),
+        sensitive=store.manifest.sensitive,
+    )
+
+
+def unprotected_reason(config: TrainConfig, ledger: Ledger) -> str | None:
+    """Return why this run is not private, None if it is; refuse it on sensitive records."""
+    if not config.private:
+        return unprotected(ledger, "--no-private training", force=config.force)
+    if config.insecure_seed is not None:
+        return unprotected(ledger, f"--insecure-seed {config.insecure_seed}", force=config.force)
+    return None
+
+
+def assemble(run: Run, store: RecordStore, split: Split, ledger: Ledger) -> Parts:
+    """Build model, optimizer and account of a run."""
+    config = run.config
+    reason = unprotected_reason(config, ledger)
+    entropy: Entropy = (
+        OsEntropy() if config.insecure_seed is None else InsecureSeed(config.insecure_seed)
+    )
+    model = mlp(store.feature_dim, config.hidden, 2, config.seed)
+    check_model(model)
+    weights = torch.tensor(store.task.class_weights, dtype=torch.float32)
+    account = None
+    if run.plan is not None:
+        account = Account(ledger, run.id, run.plan, lease=config.lease, insecure=reason)
+    elif reason is not None:
+        ledger.record_non_private(run.id, reason, {})
+    return Parts(
+        store=store,
+        split=split,
+        model=model,
+        optimizer=_optimizer(config, model),
+        loss_fn=per_example(nn.CrossEntropyLoss(weight=weights)),
+        entropy=entropy,
+        ledger=ledger,
+        account=account,
+    )
+
+
+def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
+    if config.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    return torch.optim.SGD(model.parameters(), lr=config.learning_rate, momentum=config.momentum)
+
+
+def _as_gathered(batch: Any) -> Any:
+    return batch  # the store gathers whole batches

@@ -1,0 +1,168 @@
+"""One private step: sample → clip → release → optimise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dither.clipping.loss import PerExampleLoss
+from dither.clipping.reference import Clipping, Diagnostics, clipped_sum
+from dither.errors import ModelError, SamplingError
+from dither.noise.entropy import Entropy
+from dither.privacy.account import Account
+from dither.privacy.plan import Plan
+from dither.release.release import release
+from dither.release.transport import Transport
+from dither.sampling.loader import PoissonBatch
+
+
+@dataclass(frozen=True)
+class OperatorMetrics:
+    """What depends on records without noise: for the operator's eyes, never to be published.
+
+    Attributes:
+        diagnostics: Loss, batch size, gradient norms before noise.
+        saturated: Coordinates of the sum that were clamped before noise.
+    """
+
+    diagnostics: Diagnostics
+    saturated: int
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one step tells.
+
+    Attributes:
+        step: Number of steps that this `PrivateStep` has made.
+        seconds: Time by part: clip, release, optimizer. Not covered by the guarantee.
+        operator: Exact figures that are not released.
+    """
+
+    step: int
+    seconds: Mapping[str, float]
+    operator: OperatorMetrics
+
+
+@final
+class PrivateStep:
+    """Makes private steps; call it with each batch of the Poisson loader.
+
+    Only the noisy sum divided by the *expected* batch size, a public number, ever stands in
+    ``p.grad``; gradients are cleared again before it returns. An empty batch is a normal step.
+
+    Args:
+        model: Trained in place.
+        optimizer: Any optimizer over the model's parameters; it only sees the noisy gradient, so
+            momentum and Adam's moments are post-processing (DP-Adam).
+        loss_fn: Per-example loss.
+        account: The run that pays.
+        entropy: Source of noise and dropout.
+        transport: Carries messages between ranks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        loss_fn: PerExampleLoss,
+        account: Account,
+        entropy: Entropy,
+        transport: Transport | None = None,
+    ) -> None:
+        check_optimizer(model, optimizer)
+        self.model = model
+        self.optimizer = optimizer
+        self.account = account
+        self.steps_made = 0
+        self._loss_fn = loss_fn
+        self._clipping = Clipping(account.plan.l2_clip)
+        self._noise = entropy.stream("noise")
+        self._dropout = entropy.stream("dropout")
+        self._transport = transport
+
+    @property
+    def plan(self) -> Plan:
+        """What was promised."""
+        return self.account.plan
+
+    def epsilon(self) -> float:
+        """Return ε charged so far by this run, recomputed from the ledger."""
+        return self.account.ledger.epsilon(self.plan.delta, self.account.run)
+
+    def __call__(self, batch: PoissonBatch) -> StepMetrics:
+        """Make one step.
+
+        Raises:
+            SamplingError: Not a fresh batch of the Poisson loader.
+            BudgetExhaustedError: The plan has no step left; the model is unchanged.
+            ModelError: The model or loss cannot be taken example by example.
+        """
+        if not isinstance(batch, PoissonBatch):
+            raise SamplingError(
+                expected="a batch of the loader that make_private returned",
+                got=type(batch).__name__,
+                fix="iterate over that loader and pass each batch to the step as it is",
+            )
+        start = time.perf_counter()
+        clipped = clipped_sum(
+            self.model,
+            self._loss_fn,
+            batch.data,
+            batch.ticket,
+            clipping=self._clipping,
+            entropy=self._dropout,
+        )
+        after_clip = time.perf_counter()
+        released = release(clipped.bounded, self.account, self._transport, self._noise)
+        after_release = time.perf_counter()
+        apply_gradient(self.model, self.optimizer, released.tensors, self.plan.expected_batch_size)
+        self.steps_made += 1
+        seconds = {
+            "clip": after_clip - start,
+            "release": after_release - after_clip,
+            "optimizer": time.perf_counter() - after_release,
+        }
+        operator = OperatorMetrics(clipped.diagnostics, released.saturated)
+        return StepMetrics(self.steps_made, seconds, operator)
+
+
+def apply_gradient(
+    model: nn.Module, optimizer: Optimizer, noisy_sum: Mapping[str, Tensor], divisor: float
+) -> None:
+    """Let the optimizer step on sum / divisor, and clear the gradients."""
+    optimizer.zero_grad(set_to_none=True)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.grad = (noisy_sum[name] / divisor).to(parameter.dtype)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    """Refuse an optimizer that would step on gradients that no release made.
+
+    Raises:
+        ModelError: It holds parameters that are not the model's.
+    """
+    known = {id(parameter) for parameter in model.parameters()}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if not all(id(parameter) in known for parameter in held):
+        raise ModelError(
+            expected="an optimizer over this model's parameters",
+            got="one with parameters of something else",
+            fix="build it from model.parameters(), after moving the model to its device",
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ModelError(
+            expected="an optimizer that takes one gradient a step",
+            got="LBFGS, which evaluates the loss again",
+            fix="use SGD or Adam",
+        )
