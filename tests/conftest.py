@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.typecheck
+
 # Every public shape and type annotation is checked while the tests run.
-install_import_hook("dither", "beartype.beartype")
+install_import_hook("dither", f"{tests.typecheck.__name__}.check")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -1,0 +1,107 @@
+"""Write a folder beside its final place, then rename: either all of it is there, or nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dither.errors import OutputError
+
+
+@contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """A temporary sibling of ``out`` that vanishes with whatever is still in it.
+
+    Folders that killed builds of the same output left behind are removed first.
+
+    Args:
+        out: The final place; must not exist, or be an empty folder.
+
+    Raises:
+        OutputError: ``out`` is not empty, cannot be written, or the disk fills up inside the
+            ``with`` block.
+    """
+    with output_errors(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise OutputError(
+                expected=f"no files yet at {out}",
+                got="a folder that is not empty" if out.is_dir() else "a file",
+                fix="choose another --out, or remove it",
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        work = Path(tempfile.mkdtemp(prefix=_prefix(out), suffix=".part", dir=out.parent))
+        try:
+            with (work / "lock").open("wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Make a finished folder durable and move it to its final place in one step.
+
+    Raises:
+        OSError: The disk is full, or ``out`` has been filled meanwhile.
+    """
+    for path in [*folder.iterdir(), folder]:
+        _sync(path)
+    folder.rename(out)
+    _sync(out.parent)
+
+
+@contextmanager
+def output_errors(out: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into an :class:`OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        raise OutputError(
+            expected=f"a place to write at {out}",
+            got="a full disk" if full else (error.strerror or type(error).__name__).lower(),
+            fix="free space or choose an --out on a larger disk"
+            if full
+            else "choose an --out in a folder that you may write to",
+        ) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file lock, so that two processes do not build the same thing at once."""
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("ab")
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _prefix(out: Path) -> str:
+    return f".{out.name}."
+
+
+def _sweep(out: Path) -> None:
+    for stale in out.parent.glob(f"{_prefix(out)}*.part"):
+        # A live build holds its lock; the kernel drops a dead one's.
+        try:
+            with (stale / "lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(stale, ignore_errors=True)
+        except OSError:
+            continue
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
