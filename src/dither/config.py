@@ -101,6 +101,8 @@ class TrainConfig:
         for name in ("epsilon", "l2_clip", "learning_rate"):
             value = getattr(self, name)
             _require(0.0 < value < float("inf"), f"a finite --{name} above 0", value)
+        noise = self.noise_multiplier
+        _require(noise is None or 0.0 < noise < float("inf"), "a --noise_multiplier above 0", noise)
         _require(0.0 < self.delta < 1.0, "a --delta in (0, 1)", self.delta)
         _require(0.0 <= self.momentum < 1.0, "a --momentum in [0, 1)", self.momentum)
         _require(0.0 < self.test_fraction < 1.0, "a --test_fraction in (0, 1)", self.test_fraction)

@@ -66,7 +66,7 @@ def noise_multiplier(
         return safe
 
     def excess(log_z: float) -> float:
-        return math.log(spent(math.exp(log_z)) / target_epsilon)
+        return spent(math.exp(log_z)) / target_epsilon - 1.0  # ε may be 0, so no logarithm
 
     root = optimize.brentq(excess, math.log(unsafe), math.log(safe), xtol=tolerance / 2)
     z = math.exp(root)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dither.errors import ConfigError
+import warnings
+
+from dither.errors import ConfigError, DitherWarning
 from dither.privacy.ledger import Ledger
 
 
@@ -14,6 +16,9 @@ def unprotected(ledger: Ledger, what: str, *, force: bool) -> str:
         what: What is unprotected, for the auditor.
         force: The operator takes the responsibility.
 
+    Warns:
+        DitherWarning: Whenever something is unprotected.
+
     Raises:
         ConfigError: The records are sensitive and nobody forced it.
     """
@@ -23,4 +28,7 @@ def unprotected(ledger: Ledger, what: str, *, force: bool) -> str:
             got=what,
             fix="train privately; or use --force (force=True), which is charged as ε = ∞ for good",
         )
+    warnings.warn(
+        f"{what}: NOT PRIVATE, written into the ledger as ε = ∞", DitherWarning, stacklevel=3
+    )
     return f"{what}, forced on sensitive records" if ledger.header.sensitive else what

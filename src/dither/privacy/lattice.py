@@ -57,9 +57,7 @@ def fine_step_exponent(l2_sensitivity: float, dimension: int, slack: float) -> i
     return math.floor(math.log2(slack * l2_sensitivity / math.sqrt(max(dimension, 1))))
 
 
-def make_lattice(
-    *, step_exponent: int, sigma: float, largest: float, sum_multiple: float, world_size: int
-) -> Lattice:
+def make_lattice(*, step_exponent: int, sigma: float, largest: float, world_size: int) -> Lattice:
     """Choose wire step, wire width and clamp.
 
     Args:
@@ -67,7 +65,6 @@ def make_lattice(
         sigma: One rank's noise, in units of the data.
         largest: Public bound on a coordinate of one rank's sum, in units of the data; a larger
             coordinate saturates, which costs accuracy and no privacy.
-        sum_multiple: Noise of the sum over noise of one rank.
         world_size: R.
 
     Raises:
@@ -84,7 +81,9 @@ def make_lattice(
     shift = max(0, math.floor(math.log2(sigma_steps / _WIRE_SIGMA)))
     wire_sigma = sigma_steps / 2.0**shift
     wire_largest = largest / step / 2.0**shift
-    need = world_size * wire_largest + _TAIL * sum_multiple * wire_sigma + world_size
+    # Every rank's own tail must fit its share of the range: Σ clip(x_r + Z_r) with shares cut
+    # short is not a function of Σ x_r + Z_r, so saturation would not be post-processing.
+    need = world_size * (wire_largest + _TAIL * wire_sigma + 2.0)
     bits = 16 if need < 2**15 else 32
     if need >= 2**31:
         raise ConfigError(

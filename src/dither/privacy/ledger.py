@@ -263,7 +263,9 @@ class Ledger:
             try:
                 yield database
             except BaseException:
-                database.execute("ROLLBACK")
+                # SQLite has rolled back by itself after a full disk; the first error must show.
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
                 raise
             database.execute("COMMIT")
 
@@ -301,8 +303,12 @@ class Ledger:
 
 def _read_header(database: sqlite3.Connection, path: Path) -> Header:
     row = database.execute("SELECT value, hash FROM header").fetchone()
-    values = json.loads(row[0]) if row else {}
-    if not values or header_hash(values) != row[1] or values.get("format") != FORMAT:
+    try:
+        values: Any = json.loads(row[0]) if row else None
+    except (TypeError, ValueError):
+        values = None
+    sound = isinstance(values, dict) and header_hash(values) == row[1]
+    if not sound or values.get("format") != FORMAT:
         raise LedgerError(
             expected=f"a ledger header of format {FORMAT} with its hash",
             got=f"another in {path}",
@@ -321,7 +327,8 @@ def _read_entries(database: sqlite3.Connection, path: Path) -> Iterator[Entry]:
     previous = database.execute("SELECT hash FROM header").fetchone()[0]
     for position, row in enumerate(database.execute("SELECT * FROM entry ORDER BY seq"), start=1):
         *fields, stored = row
-        if row[0] != position or entry_hash(previous, tuple(fields)) != stored:
+        whole = all(isinstance(field, int | str) for field in row)
+        if not whole or row[0] != position or entry_hash(previous, tuple(fields)) != stored:
             raise LedgerError(
                 expected=f"an unbroken hash chain in {path}",
                 got=f"entry {row[0]} that does not continue entry {position - 1}",

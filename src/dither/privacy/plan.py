@@ -7,7 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from dither.errors import ConfigError, DitherWarning
@@ -190,7 +190,6 @@ class Plan:
             step_exponent=exponent,
             sigma=sigma,
             largest=largest_batch * l2_sensitivity,
-            sum_multiple=math.sqrt(world_size),
             world_size=world_size,
         )
 
@@ -205,6 +204,13 @@ class Plan:
         Raises:
             ConfigError: Fields are missing, unknown or out of range.
         """
+        absent = sorted(field.name for field in fields(cls) if field.name not in values)
+        if absent:  # a default in place of a promise would be another promise
+            raise ConfigError(
+                expected="the fields of a plan",
+                got=f"none of the name {', '.join(absent)}",
+                fix="use the plan file that dither wrote, unchanged",
+            )
         try:
             return cls(
                 **{
@@ -237,9 +243,11 @@ def _warn(text: str) -> None:
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
+    if not (isinstance(value, int) and value >= least):  # a NaN is not below anything
         raise ConfigError(
-            expected=f"{name} of at least {least}", got=repr(value), fix=f"raise {name}"
+            expected=f"a whole number of {name}, at least {least}",
+            got=repr(value),
+            fix=f"choose {name} of {least} or more",
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from dither.errors import SamplingError
 from dither.privacy.events import SamplerKind
 from dither.privacy.plan import Plan
@@ -19,12 +21,13 @@ class SampleTicket:
         rate: The rate it ran at.
     """
 
-    __slots__ = ("_spent", "kind", "rate")
+    __slots__ = ("_owner", "_spent", "kind", "rate")
 
     def __init__(self, kind: SamplerKind, rate: float) -> None:
         self.kind = kind
         self.rate = rate
         self._spent = False
+        self._owner = os.getpid()
 
     def spend(self, plan: Plan) -> None:
         """Use the ticket up.
@@ -37,6 +40,12 @@ class SampleTicket:
                 expected="a fresh sample for every release",
                 got="a batch that was released before",
                 fix="take the next batch from the loader, also after an error",
+            )
+        if os.getpid() != self._owner:
+            raise SamplingError(
+                expected="a sample that stays in its process",
+                got="one that was drawn before a fork, which the parent may release too",
+                fix="draw a fresh sample where it is needed",
             )
         if (self.kind, self.rate) != (plan.sampler, plan.sampling_rate):
             raise SamplingError(

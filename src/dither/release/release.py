@@ -68,12 +68,16 @@ def release(
     encoder = Encoder(lattice, source)
     account.charge(account.plan.event)
     tensors: dict[str, Tensor] = {}
-    saturated = 0
+    saturated = found = 0
     for chunk in bounded.chunks:
+        found += sum(tensor.numel() for tensor in chunk.values())
+        # More coordinates than declared would mean too little noise for the lattice's γ√d, and a
+        # name twice would be lost: both are refused before the chunk leaves.
+        _require(found <= bounded.dimension and tensors.keys().isdisjoint(chunk), found, bounded)
         noisy, clamped = _release_chunk(chunk, encoder, carrier)
         tensors.update(noisy)
         saturated += clamped
-    _require_whole(tensors, bounded.dimension)
+    _require(found == bounded.dimension, found, bounded)
     return Released(tensors, saturated)
 
 
@@ -91,12 +95,10 @@ def _release_chunk(
     return noisy, encoded.saturated
 
 
-def _require_whole(tensors: Mapping[str, Tensor], dimension: int) -> None:
-    # More coordinates than declared would mean too little noise for the lattice's γ√d.
-    found = sum(tensor.numel() for tensor in tensors.values())
-    if found != dimension:
+def _require(whole: bool, found: int, bounded: BoundedSum) -> None:
+    if not whole:
         raise ReleaseError(
-            expected=f"a sum of {dimension} coordinates, as declared",
-            got=f"{found}",
+            expected=f"a sum of {bounded.dimension} coordinates, as declared, each one once",
+            got=f"{found}, or a name twice",
             fix="report this as a bug: a clipping engine lost or repeated a parameter",
         )

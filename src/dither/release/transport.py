@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer
 
 
+@runtime_checkable
 class Transport(Protocol):
     """Sums integer messages over ranks."""
 

@@ -37,12 +37,14 @@ class Checkpoint:
         spent: Releases made by then, those of lost lineages included.
         head: The ledger's last entry then; a ledger without it is refused on resume.
         seconds: Training time by then.
+        timing: The same by part.
     """
 
     step: int
     spent: int
     head: Head | None
     seconds: float
+    timing: Mapping[str, float]
 
 
 def save_checkpoint(
@@ -64,6 +66,7 @@ def save_checkpoint(
         "spent": checkpoint.spent,
         "head": None if head is None else [head.sequence, head.hash],
         "seconds": checkpoint.seconds,
+        "timing": dict(checkpoint.timing),
         "digest": _digest(tensors),
     }
     path = folder / f"step-{checkpoint.step:09d}.safetensors"  # names sort by step
@@ -100,6 +103,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Check
         spent=facts["spent"],
         head=None if head is None else Head(*head),
         seconds=facts["seconds"],
+        timing=facts["timing"],
     )
 
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -46,6 +46,7 @@ from dither.train.step import PrivateStep
 from dither.train.summary import operator_line, summarise
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Is told how a run goes on. Gets released values only."""
 
@@ -108,10 +109,10 @@ def run_training(
     split = store.split(config.test_fraction, config.relation)
     plan = make_plan(config, int(split.train.size)) if config.private else None
     ledger = open_ledger(config, store)
-    unprotected_reason(config, ledger)  # refuse before anything is written
+    reason = unprotected_reason(config, ledger)  # refuses before anything is written
     run = create_run(config, plan, store, split)
     with exclusive(run):
-        parts = assemble(run, store, split, ledger)
+        parts = assemble(run, store, split, ledger, reason)
         return _train(run, parts, _Position(0, 0, 0.0), watcher)
 
 
@@ -119,7 +120,8 @@ def _resume(run: Run, watcher: Watcher | None) -> Path:
     with exclusive(run):
         store = open_store(TrainConfig(store=run.store))
         split = store.split(run.config.test_fraction, run.config.relation)
-        parts = assemble(run, store, split, open_ledger(run.config, store))
+        ledger = open_ledger(run.config, store)
+        parts = assemble(run, store, split, ledger, unprotected_reason(run.config, ledger))
         path = latest_checkpoint(run.checkpoints)
         position = _Position(0, 0, 0.0)
         if path is not None:
@@ -127,6 +129,7 @@ def _resume(run: Run, watcher: Watcher | None) -> Path:
             if found.head is not None:
                 parts.ledger.require(found.head)
             position = _Position(found.step, found.spent, found.seconds, saved=found.step)
+            position.add(found.timing)
         if parts.account is not None:
             # What was charged may have been released, whether or not its model survived.
             position.spent = parts.account.steps_charged
@@ -222,7 +225,13 @@ def _checkpoint(run: Run, parts: Parts, position: _Position, watcher: Watcher | 
     evaluated = time.perf_counter()
     # Lines first: those after the last whole checkpoint are dropped on resume.
     append_lines(run.folder / "metrics.jsonl", [line])
-    where = Checkpoint(position.step, position.spent, parts.ledger.head(), position.seconds)
+    where = Checkpoint(
+        step=position.step,
+        spent=position.spent,
+        head=parts.ledger.head(),
+        seconds=position.seconds,
+        timing=position.timing,
+    )
     save_checkpoint(run.checkpoints, where, parts.model, parts.optimizer)
     position.saved = position.step
     position.add({"evaluate": evaluated - start, "checkpoint": time.perf_counter() - evaluated})

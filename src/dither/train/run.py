@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from dither import _native
+from dither.clipping.reference import NORM_EDGES
 from dither.config import TrainConfig
 from dither.data.store import RecordStore, Split
 from dither.errors import CheckpointError, OutputError
@@ -91,6 +92,7 @@ def create_run(config: TrainConfig, plan: Plan | None, store: RecordStore, split
             (staging / "private").chmod(0o700)
             where = {"store": str(store.path.absolute())}
             write_json(staging / "private" / "store.json", where)
+            write_json(staging / "private" / "norm_edges.json", [*NORM_EDGES, None])
             write_json(staging / "run.json", facts)
             staging.chmod(0o755)
             if folder.exists():

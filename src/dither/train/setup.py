@@ -113,10 +113,11 @@ def unprotected_reason(config: TrainConfig, ledger: Ledger) -> str | None:
     return None
 
 
-def assemble(run: Run, store: RecordStore, split: Split, ledger: Ledger) -> Parts:
-    """Build model, optimizer and account of a run."""
+def assemble(
+    run: Run, store: RecordStore, split: Split, ledger: Ledger, reason: str | None
+) -> Parts:
+    """Build model, optimizer and account of a run; ``reason`` is why it is not private."""
     config = run.config
-    reason = unprotected_reason(config, ledger)
     entropy: Entropy = (
         OsEntropy() if config.insecure_seed is None else InsecureSeed(config.insecure_seed)
     )

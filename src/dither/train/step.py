@@ -97,8 +97,11 @@ class PrivateStep:
         """Return ε charged so far by this run, recomputed from the ledger."""
         return self.account.ledger.epsilon(self.plan.delta, self.account.run)
 
-    def __call__(self, batch: PoissonBatch) -> StepMetrics:
+    def __call__(self, batch: object) -> StepMetrics:
         """Make one step.
+
+        Args:
+            batch: A fresh `PoissonBatch` of the loader.
 
         Raises:
             SamplingError: Not a fresh batch of the Poisson loader.
