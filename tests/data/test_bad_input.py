@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -274,28 +273,6 @@ def test_output_that_cannot_be_written(write_csv: Write, two_classes: Rows) -> N
         build_store(path, "unemployment", path / "below" / "a-file")
     with pytest.raises(OutputError, match="place to write"):
         build_store(path, "unemployment", "/proc/store")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mount a real file system of so many KiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    mounted: list[Path] = []
-
-    def mount(kib: int) -> Path:
-        point = tmp_path / "disk"
-        point.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(point)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
-        mounted.append(point)
-        return point
-
-    yield mount
-    for point in mounted:
-        subprocess.run(["umount", str(point)], check=True)
 
 
 # The stages of a build fill the disk at different sizes: unpacking, DuckDB's file, shards.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -300,6 +302,31 @@ def test_an_output_folder_with_an_earlier_run_names_resume(
     run_training(config)
     with pytest.raises(OutputError, match="--resume"):
         run_training(config)
+
+
+def test_a_full_disk_ends_the_run_and_space_resumes_it(
+    store: RecordStore, tmp_path: Path, small_disk: Callable[[int], Path]
+) -> None:
+    """Fills at run start, at checkpoints and at the last files, by growing a real file system."""
+    disk = small_disk(64)
+    folder, ledger = disk / "run", tmp_path / "ledger.sqlite"
+    refused = 0
+    for kib in range(64, 400, 16):
+        subprocess.run(["mount", "-o", f"remount,size={kib}k", str(disk)], check=True)
+        started = (folder / "run.json").is_file()
+        config = options(store, folder, ledger=ledger)
+        try:
+            run_training(TrainConfig(resume=folder) if started else config)
+            break
+        except OutputError as error:
+            assert "full disk" in str(error)
+            refused += 1
+        assert started or not list(disk.iterdir()) or (folder / "run.json").is_file()
+        assert not [path for path in disk.rglob(".*") if path.name != ".lock"]  # no partial file
+    assert refused >= 3
+    steps = summary_of(folder)["steps"]
+    assert steps["charged"] == 20
+    assert steps["taken"] + steps["lost"] == 20
 
 
 def test_an_empty_local_batch_is_a_normal_step(store: RecordStore, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from dither.bench.harness import Row, result
 from dither.config import BenchConfig
 from dither.errors import ConfigError
-from dither.files import explain_output, write_json
+from dither.files import output_errors, write_json
 
 _BENCHES = {"train": "a private training step against a plain one"}
 
@@ -37,7 +37,7 @@ def run(config: BenchConfig) -> None:
         )
     target = None if config.json in {None, "-"} else Path(str(config.json))
     if target is not None:
-        with explain_output(target):
+        with output_errors(target):
             target.touch()
     console = Console(stderr=True, highlight=False)
     rows: list[Row] = []

@@ -17,11 +17,11 @@ from dither.data.counts import StageCounts
 from dither.data.engines import Engine, Staged, find_engine
 from dither.data.reader import Source, describe_sources, open_tables, source_files
 from dither.data.schema import Task
-from dither.data.staging import locked, output_errors, publish, staged_folder
 from dither.data.store.manifest import FORMAT_VERSION, Manifest, dither_version, write_manifest
 from dither.data.store.store import RecordStore
 from dither.data.store.writer import SHARD_ROWS, write_shards
 from dither.errors import ConfigError, DataError
+from dither.files import locked, output_errors, publish, staged_folder
 
 Sources = str | Path | Iterable[str | Path]
 Progress = Callable[[str, int, int | None], None]

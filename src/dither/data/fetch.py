@@ -22,8 +22,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from dither.data.staging import locked, output_errors
 from dither.errors import ConfigError, FetchError
+from dither.files import locked, output_errors
 
 BASE_URL = "https://www2.census.gov/programs-surveys/acs/data/pums"
 CHECKSUMS = "SHA256SUMS"

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from dither.data.acs import ACS
 from dither.data.schema import Categorical
-from dither.data.staging import output_errors
 from dither.data.synth_model import Persons, draw_persons
 from dither.errors import ConfigError, OutputError
+from dither.files import output_errors
 
 CHUNK_ROWS = 1 << 17
 # The year from which the Census calls the state's column STATE.

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,27 @@ def connect(
             isolation_level=None,
         )
         with contextlib.closing(database):
-            database.execute(f"PRAGMA journal_mode={journal_mode(path)}")
+            _set_journal(database, journal_mode(path), busy_seconds)
             database.execute("PRAGMA synchronous=FULL")
             database.execute("PRAGMA fullfsync=ON")
             yield database
     except sqlite3.Error as error:
         raise _explain(error, path) from error
+
+
+def _set_journal(database: sqlite3.Connection, mode: str, busy_seconds: float) -> None:
+    # SQLite does not wait for a lock here, as it does elsewhere: two processes that create one
+    # ledger at once meet at the switch to WAL.
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        try:
+            database.execute(f"PRAGMA journal_mode={mode}")
+        except sqlite3.OperationalError as error:
+            if not _is_locked(error) or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 @functools.lru_cache(maxsize=64)
@@ -102,9 +118,14 @@ def entry_hash(previous: str, row: tuple[Any, ...]) -> str:
     return hashlib.sha256(json.dumps([previous, *row]).encode()).hexdigest()
 
 
+def _is_locked(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0)
+    return (code & 0xFF) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
 def _explain(error: sqlite3.Error, path: Path) -> Exception:
     code = getattr(error, "sqlite_errorcode", None)
-    if code is not None and code & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+    if _is_locked(error):
         return LedgerLockedError(
             expected=f"the ledger {path} to be free for a moment",
             got="a lock that another process keeps",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
-from dither.errors import ConfigError, OutputError
+from dither.errors import ConfigError
+from dither.files import write_atomic
 from dither.report.figures import checkpoint_rows, public_drawings
 from dither.report.folder import Run, check_comparable, read_operator_part, read_run
 from dither.report.operator_figures import operator_drawings, operator_rows
@@ -53,7 +52,8 @@ def write_report(run: Path, against: Path | None = None) -> Path:
     if other is not None:
         check_comparable(found, other)
     operator = read_operator_part(run)
-    page = _write(run / "report.html", public_page(found, other), mode=0o644)
+    page = run / "report.html"
+    write_atomic(page, public_page(found, other).encode())
     if operator is not None:
         rate = found.about.number("plan", "sampling_rate")
         records = found.about.number("plan", "records")
@@ -65,7 +65,7 @@ def write_report(run: Path, against: Path | None = None) -> Path:
             drawings=operator_drawings(operator, expected),
             rows=operator_rows(operator),
         )
-        _write(run / "private" / "report.html", text, mode=0o600)
+        write_atomic(run / "private" / "report.html", text.encode(), mode=0o600)
     return page
 
 
@@ -116,26 +116,3 @@ def _render(template: str, **values: object) -> str:
     )
     style = Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - ours
     return environment.get_template(template).render(style=style, **values)
-
-
-def _write(path: Path, text: str, *, mode: int) -> Path:
-    temporary: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(mode)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise OutputError(
-            expected=f"to write {path}",
-            got=str(error),
-            fix="free space or give yourself write permission in the run folder",
-        ) from error
-    return path

@@ -8,9 +8,7 @@ import fcntl
 import json
 import os
 import platform
-import shutil
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from dither.clipping.reference import NORM_EDGES
 from dither.config import TrainConfig
 from dither.data.store import RecordStore, Split
 from dither.errors import CheckpointError, OutputError
-from dither.files import explain_output, sync_folder, write_json
+from dither.files import output_errors, publish, staged_folder, write_json
 from dither.privacy.plan import Plan
 
 FORMAT = 1
@@ -82,26 +80,15 @@ def create_run(config: TrainConfig, plan: Plan | None, store: RecordStore, split
         "store": _describe_store(store, split),
         "environment": environment(),
     }
-    with explain_output(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
-        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder)))
-        try:
-            for name in ("checkpoints", "private"):
-                (staging / name).mkdir()
-            (staging / "private").chmod(0o700)
-            where = {"store": str(store.path.absolute())}
-            write_json(staging / "private" / "store.json", where)
-            write_json(staging / "private" / "norm_edges.json", [*NORM_EDGES, None])
-            write_json(staging / "run.json", facts)
-            staging.chmod(0o755)
-            if folder.exists():
-                folder.rmdir()
-            staging.rename(folder)
-            sync_folder(folder.parent)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+    with staged_folder(folder) as work:
+        staging = work / "run"
+        (staging / "checkpoints").mkdir(parents=True)
+        (staging / "private").mkdir(mode=0o700)
+        where = {"store": str(store.path.absolute())}
+        write_json(staging / "private" / "store.json", where)
+        write_json(staging / "private" / "norm_edges.json", [*NORM_EDGES, None])
+        write_json(staging / "run.json", facts)
+        publish(staging, folder)
     return Run(folder, run_id, config, plan, store.path)
 
 
@@ -137,7 +124,7 @@ def exclusive(run: Run) -> Iterator[None]:
     Raises:
         OutputError: Another process does.
     """
-    with explain_output(run.folder), (run.folder / ".lock").open("w") as lock:
+    with output_errors(run.folder), (run.folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -171,7 +158,7 @@ def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         OutputError: The disk is full.
     """
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    with explain_output(path):
+    with output_errors(path):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             before = os.fstat(handle).st_size
@@ -232,16 +219,6 @@ def _describe_store(store: RecordStore, split: Split) -> dict[str, Any]:
         "feature_dim": store.feature_dim,
         "public_inputs": {p.name: f"{p.value} ({p.source})" for p in manifest.public_inputs},
     }
-
-
-def _prefix(folder: Path) -> str:
-    return f".{folder.name}.partial-"
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed start left behind."""
-    for leftover in folder.parent.glob(f"{_prefix(folder)}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def peak_rss_bytes() -> int:
