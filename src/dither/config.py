@@ -22,12 +22,12 @@ class TrainConfig:
         out: New folder for the run: report, summary, model, checkpoints.
         resume: A run folder to go on with; all other options then come from the run.
         private: Train with differential privacy. --no-private is the unprotected baseline.
-        epsilon: Privacy budget ε of the whole run.
+        epsilon: Privacy budget ε of the whole run; the noise multiplier follows from it.
         delta: δ, well below one over the number of records.
         steps: Number of private steps.
         batch_size: Expected batch size; every record joins a batch independently.
         l2_clip: Bound on the L2 norm of one record's gradient.
-        noise_multiplier: Noise over sensitivity, instead of calibrating it from --epsilon.
+        noise_multiplier: Noise over sensitivity, instead of --epsilon, which then follows.
         relation: When two data sets count as neighbours.
         declared_records: Public number of training records; needed under add_remove.
         trust: Who must not learn what; one process can only offer central.
@@ -41,7 +41,9 @@ class TrainConfig:
         insecure_seed: Make noise and sampling reproducible too. NOT PRIVATE, and marked so.
         sensitive: Override whether the records are sensitive (with --data).
         force: Allow an unprotected run on sensitive records; it is charged as ε = ∞.
+        on_invalid: Whether rows of --data with unknown codes are an error or left out.
         ledger: Ledger file, instead of the one beside the store.
+        account: Name of an account that several stores of the same people share; with --ledger.
         lease: Steps charged per ledger write.
         threads: CPU threads; all by default.
     """
@@ -52,7 +54,7 @@ class TrainConfig:
     out: Path | None = None
     resume: Path | None = None
     private: bool = True
-    epsilon: float = 1.0
+    epsilon: float | None = None
     delta: float = 1e-7
     steps: int = 1000
     batch_size: int = 4096
@@ -71,7 +73,9 @@ class TrainConfig:
     insecure_seed: int | None = None
     sensitive: bool | None = None
     force: bool = False
+    on_invalid: Literal["error", "drop"] = "error"
     ledger: Path | None = None
+    account: str | None = None
     lease: int = 64
     threads: int | None = None
 
@@ -96,13 +100,12 @@ class TrainConfig:
                 got="both" if self.store else "neither",
                 fix="give one of them",
             )
+        self._check_promise()
         for name in ("steps", "batch_size", "checkpoint_every", "lease"):
             _require(getattr(self, name) >= 1, f"--{name} of at least 1", getattr(self, name))
-        for name in ("epsilon", "l2_clip", "learning_rate"):
+        for name in ("l2_clip", "learning_rate"):
             value = getattr(self, name)
             _require(0.0 < value < float("inf"), f"a finite --{name} above 0", value)
-        noise = self.noise_multiplier
-        _require(noise is None or 0.0 < noise < float("inf"), "a --noise_multiplier above 0", noise)
         _require(0.0 < self.delta < 1.0, "a --delta in (0, 1)", self.delta)
         _require(0.0 <= self.momentum < 1.0, "a --momentum in [0, 1)", self.momentum)
         _require(0.0 < self.test_fraction < 1.0, "a --test_fraction in (0, 1)", self.test_fraction)
@@ -121,6 +124,31 @@ class TrainConfig:
                 fix="under add_remove n itself is private: declare a public one; else leave it out",
             )
 
+    def _check_promise(self) -> None:
+        budget, noise = self.epsilon, self.noise_multiplier
+        if (self.private and budget is None and noise is None) or (budget and noise):
+            raise ConfigError(
+                expected="either --epsilon, the budget, or --noise-multiplier",
+                got="both" if budget else "neither: a budget is never guessed",
+                fix="give one of them, for instance --epsilon 1",
+            )
+        for name, value in (("epsilon", budget), ("noise_multiplier", noise)):
+            _require(
+                value is None or 0.0 < value < float("inf"), f"a finite --{name} above 0", value
+            )
+        if self.sensitive is not None and self.store is not None:
+            raise ConfigError(
+                expected="--sensitive with --data only: a store says by itself whether it is",
+                got=f"--sensitive {self.sensitive} with --store",
+                fix="build the store again with --sensitive",
+            )
+        if self.account is not None and self.ledger is None:
+            raise ConfigError(
+                expected="--account together with the --ledger that holds it",
+                got="no --ledger",
+                fix="name the ledger file that the stores share",
+            )
+
     def _check_resume(self) -> None:
         defaults = TrainConfig(resume=self.resume, threads=self.threads)
         changed = [
@@ -136,6 +164,11 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {name: _plain(value) for name, value in asdict(self).items()}
+
+    def public(self) -> dict[str, Any]:
+        """Return plain JSON values without places on the operator's machine."""
+        places = {"data", "store", "out", "resume", "ledger", "account"}
+        return {name: value for name, value in self.to_json().items() if name not in places}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainConfig:

@@ -56,7 +56,7 @@ def test_limits_name_what_is_not_covered(make_run: MakeRun) -> None:
         "n, class_weights, imputation",
         "How long steps took",
         "operator watched",
-        "operating system's generator",
+        "operating system's cryptographic generator",
         "Other releases",
     ):
         assert part in text

@@ -10,7 +10,7 @@ import pytest
 from dither.config import TrainConfig
 from dither.errors import ConfigError
 
-GOOD: dict[str, Any] = {"store": Path("store"), "out": Path("run")}
+GOOD: dict[str, Any] = {"store": Path("store"), "out": Path("run"), "epsilon": 1.0}
 
 
 def test_good_options_pass() -> None:
@@ -37,7 +37,11 @@ def test_good_options_pass() -> None:
         ({"test_fraction": 1.0}, "--test-fraction"),
         ({"hidden": (0,)}, "layer widths"),
         ({"threads": 0}, "--threads"),
-        ({"noise_multiplier": 0.0}, "--noise-multiplier"),
+        ({"epsilon": None, "noise_multiplier": 0.0}, "--noise-multiplier"),
+        ({"noise_multiplier": 1.0}, "both"),
+        ({"epsilon": None}, "never guessed"),
+        ({"sensitive": True}, "--sensitive"),
+        ({"account": "people"}, "--ledger"),
         ({"trust": "local"}, "trust central"),
         ({"trust": "nobody"}, "trust"),
         ({"relation": "add_remove"}, "--declared-records"),

@@ -57,12 +57,10 @@ def find_ledger(where: Path) -> tuple[Path, str | None]:
         LedgerError: Nothing of the kind is there.
     """
     if (where / "run.json").is_file():
-        facts = json.loads((where / "run.json").read_bytes())
-        given = facts["config"]["ledger"]
-        if given is not None:
-            return Path(given), facts["id"]
-        store = json.loads((where / "private" / "store.json").read_bytes())["store"]
-        return Path(store) / "ledger.sqlite", facts["id"]
+        run_id = json.loads((where / "run.json").read_bytes())["id"]
+        private = json.loads((where / "private" / "run.json").read_bytes())
+        given = private["config"]["ledger"]
+        return Path(given or f"{private['store']}/ledger.sqlite"), run_id
     if where.is_dir():
         return where / "ledger.sqlite", None
     if where.is_file():
@@ -92,6 +90,10 @@ def _delta(ledger: Ledger, run_id: str | None) -> float:
     return min(deltas, default=1e-7)
 
 
+def _short(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
@@ -108,8 +110,8 @@ def _print(facts: dict[str, Any], console: Console) -> None:
         part = facts[name]
         epsilon = "∞ (not private)" if part["epsilon"] is None else f"{part['epsilon']:.6f}"
         for index, event in enumerate(part["events"]):
-            rest = {key: value for key, value in event.items() if key not in {"kind", "count"}}
-            text = f"{event['kind']} {rest}"
+            rest = [f"{k} {_short(v)}" for k, v in event.items() if k not in {"kind", "count"}]
+            text = f"{event['kind'].replace('_', ' ')}: {', '.join(rest)}"
             table.add_row(
                 name if index == 0 else "",
                 str(part["runs"]) if index == 0 else "",

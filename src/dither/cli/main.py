@@ -46,7 +46,9 @@ _MODULES = {
 
 _DESCRIPTION = (
     "Train on sensitive records: private by proof, distributed, and fast. "
-    "Begin with `dither train --help`. What touches records is charged in their ledger first."
+    "Begin with `dither train --help`. What touches records is charged in their ledger first. "
+    "DITHER_HOME names the folder of record stores and their ledgers (default: the user's data "
+    "folder). `dither --version` prints the version."
 )
 
 

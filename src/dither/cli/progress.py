@@ -41,10 +41,18 @@ def building(console: Console) -> Iterator[Told]:
 
         def told(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, note="rows")
+                _complete(bars)
+                tasks[stage] = bars.add_task(stage, note="")
             bars.update(tasks[stage], completed=done, total=total)
 
         yield told
+        _complete(bars)
+
+
+def _complete(bars: Progress) -> None:
+    """Fill the bars of stages that are over: stages run one after another."""
+    for task in bars.tasks:
+        bars.update(task.id, completed=task.total or task.completed, total=task.total or 1)
 
 
 class TrainingBar:
@@ -54,8 +62,6 @@ class TrainingBar:
         self._console = console
         self._bars = _bars(console)
         self._task: TaskID | None = None
-        self._epsilon = ""
-        self._metrics = ""
 
     def __enter__(self) -> TrainingBar:
         self._bars.start()
@@ -66,6 +72,8 @@ class TrainingBar:
 
     def started(self, run: Run, first_step: int, last_step: int) -> None:
         """Show what is ahead, and what a crash has cost."""
+        if first_step == last_step:
+            self._console.print("this run has no step left: evaluating its model again")
         if last_step < run.config.steps:
             lost = run.config.steps - last_step
             self._console.print(
@@ -74,13 +82,14 @@ class TrainingBar:
             )
         self._task = self._bars.add_task("training", total=last_step, completed=first_step, note="")
 
-    def stepped(self, step: int, epsilon: float | None) -> None:
+    def stepped(self, step: int) -> None:
         """Move the bar."""
         if self._task is not None:
-            self._epsilon = "" if epsilon is None else f"ε {epsilon:.3f}"
-            note = f"{self._epsilon} {self._metrics}"
-            self._bars.update(self._task, completed=step, note=note)
+            self._bars.update(self._task, completed=step)
 
     def evaluated(self, line: dict[str, Any]) -> None:
-        """Show held-out metrics."""
-        self._metrics = f"held-out AUROC {line['auroc']:.3f} loss {line['loss']:.3f}"
+        """Show held-out metrics, and ε as of this checkpoint."""
+        spent = "" if line["epsilon"] is None else f"ε {line['epsilon']:.3f} "
+        note = f"{spent}held-out AUROC {line['auroc']:.3f} loss {line['loss']:.3f}"
+        if self._task is not None:
+            self._bars.update(self._task, note=note)

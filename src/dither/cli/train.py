@@ -32,7 +32,7 @@ def _print(console: Console, summary: dict[str, Any], page: Path) -> None:
             f"{privacy['unit']} ({privacy['relation']}), trust {privacy['trust']}"
         )
     else:
-        console.print(f"NOT PRIVATE: {privacy['guarantee']}")
+        console.print(f"NOT PRIVATE: {privacy['guarantee'].removeprefix('none: ')}")
     console.print(
         f"held-out AUROC {summary['metrics']['auroc']:.4f} after {steps['taken']} of "
         f"{steps['planned']} steps, {summary['seconds']:.1f} s, "

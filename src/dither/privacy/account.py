@@ -26,6 +26,7 @@ class Account:
         run: Name of the run in the ledger.
         plan: What the run promised; recorded in the ledger before the first charge.
         lease: Releases charged per write, at least 1. Speed only.
+        records: Content hash of the records, for accounts that several stores share.
         insecure: Why this run is not private (a seeded generator); written down as ε = ∞.
 
     Raises:
@@ -39,6 +40,7 @@ class Account:
         plan: Plan,
         *,
         lease: int = LEASE,
+        records: str | None = None,
         insecure: str | None = None,
     ) -> None:
         if lease < 1:
@@ -46,7 +48,7 @@ class Account:
                 expected="a lease of at least 1 release", got=str(lease), fix="choose 64"
             )
         ledger.require_kind(plan.unit, plan.relation)
-        ledger.record_plan(run, {"plan": plan.to_json()})
+        ledger.record_plan(run, {"plan": plan.to_json(), "records": records})
         self.ledger = ledger
         self.run = run
         self.plan = plan

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import secrets
 import sqlite3
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +43,8 @@ class Header:
         relation: Neighbouring relation.
         sensitive: Whether unprotected runs must be forced.
         created: Time of creation, ISO 8601, UTC.
+        id: Random name of the account, which may be published.
+        salt: Random and secret: with it in the chain, published hashes tell nothing of the store.
     """
 
     store: str
@@ -48,6 +52,8 @@ class Header:
     relation: Relation
     sensitive: bool
     created: str
+    id: str
+    salt: str
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,9 @@ class Ledger:
             LedgerError: The file belongs to another store, unit or relation, or is damaged.
             LedgerLockedError: Another process holds it.
         """
-        header = Header(store, unit, relation, sensitive, _now())
+        header = Header(
+            store, unit, relation, sensitive, _now(), uuid.uuid4().hex, secrets.token_hex(32)
+        )
         with connect(path, busy_seconds, create=True) as database:
             database.execute("BEGIN IMMEDIATE")
             if not database.execute("SELECT 1 FROM sqlite_master WHERE name='header'").fetchone():
@@ -320,6 +328,8 @@ def _read_header(database: sqlite3.Connection, path: Path) -> Header:
         relation=Relation(values["relation"]),
         sensitive=values["sensitive"],
         created=values["created"],
+        id=values["id"],
+        salt=values["salt"],
     )
 
 

@@ -226,9 +226,8 @@ def _limits_of_private_runs(about: Document) -> tuple[Paragraph, ...]:
         ),
         Paragraph(
             "Computational assumption",
-            "Noise and samples come from a stream cipher keyed by the operating system's "
-            "generator. The guarantee holds against observers who cannot break that cipher or "
-            "predict that generator.",
+            "Noise and samples come from the operating system's cryptographic generator. The "
+            "guarantee holds against observers who cannot predict it.",
         ),
     )
 

@@ -17,7 +17,7 @@ from dither.clipping.validate import check_model
 from dither.errors import ConfigError
 from dither.noise.entropy import Entropy, InsecureSeed, OsEntropy
 from dither.privacy.account import Account
-from dither.privacy.events import Relation
+from dither.privacy.events import Relation, Unit
 from dither.privacy.guard import unprotected
 from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
@@ -159,6 +159,12 @@ def _plan(
 
 
 def _check_records(plan: Plan, records: int) -> None:
+    if plan.unit is not Unit.RECORD:
+        raise ConfigError(
+            expected="unit record: each row of the data set counts by itself",
+            got=f"unit {plan.unit}",
+            fix="merge a person's rows into one, or plan with unit record",
+        )
     if plan.relation is not Relation.ADD_REMOVE and plan.records != records:
         raise ConfigError(
             expected=f"a plan for this data set's {records} records",

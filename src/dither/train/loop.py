@@ -30,6 +30,7 @@ from dither.train.run import (
     append_lines,
     check_free,
     create_run,
+    describe_store,
     exclusive,
     keep_lines,
     open_run,
@@ -40,6 +41,7 @@ from dither.train.setup import (
     make_plan,
     open_ledger,
     open_store,
+    split_store,
     unprotected_reason,
 )
 from dither.train.step import PrivateStep
@@ -53,8 +55,8 @@ class Watcher(Protocol):
     def started(self, run: Run, first_step: int, last_step: int) -> None:
         """The loop begins."""
 
-    def stepped(self, step: int, epsilon: float | None) -> None:
-        """One step is done; ``epsilon`` was computed at the last checkpoint."""
+    def stepped(self, step: int) -> None:
+        """One step is done."""
 
     def evaluated(self, line: dict[str, Any]) -> None:
         """Held-out metrics of a checkpoint."""
@@ -106,11 +108,11 @@ def run_training(
     if config.ledger is not None:
         config = replace(config, ledger=config.ledger.absolute())
     store = open_store(config, building)
-    split = store.split(config.test_fraction, config.relation)
+    split = split_store(config, store)
     plan = make_plan(config, int(split.train.size)) if config.private else None
     ledger = open_ledger(config, store)
     reason = unprotected_reason(config, ledger)  # refuses before anything is written
-    run = create_run(config, plan, store, split)
+    run = create_run(config, plan, describe_store(store, split, ledger, plan), store.path)
     with exclusive(run):
         parts = assemble(run, store, split, ledger, reason)
         return _train(run, parts, _Position(0, 0, 0.0), watcher)
@@ -119,7 +121,7 @@ def run_training(
 def _resume(run: Run, watcher: Watcher | None) -> Path:
     with exclusive(run):
         store = open_store(TrainConfig(store=run.store))
-        split = store.split(run.config.test_fraction, run.config.relation)
+        split = split_store(run.config, store)
         ledger = open_ledger(run.config, store)
         parts = assemble(run, store, split, ledger, unprotected_reason(run.config, ledger))
         path = latest_checkpoint(run.checkpoints)
@@ -158,7 +160,7 @@ def _train(run: Run, parts: Parts, position: _Position, watcher: Watcher | None)
         except BudgetExhaustedError:  # another process resumed this run and took the rest
             break
         if watcher:
-            watcher.stepped(position.step, position.epsilon)
+            watcher.stepped(position.step)
         if position.step % run.config.checkpoint_every == 0 or position.step == last:
             append_lines(run.private / "training.jsonl", lines)
             lines = []

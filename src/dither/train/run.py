@@ -23,7 +23,9 @@ from dither.clipping.reference import NORM_EDGES
 from dither.config import TrainConfig
 from dither.data.store import RecordStore, Split
 from dither.errors import CheckpointError, OutputError
-from dither.files import output_errors, publish, staged_folder, write_json
+from dither.files import output_errors, publish, staged_folder, write_atomic, write_json
+from dither.privacy.events import Relation
+from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
 
 FORMAT = 1
@@ -58,7 +60,9 @@ class Run:
         return self.folder / "private"
 
 
-def create_run(config: TrainConfig, plan: Plan | None, store: RecordStore, split: Split) -> Run:
+def create_run(
+    config: TrainConfig, plan: Plan | None, about_store: Mapping[str, Any], store: Path
+) -> Run:
     """Make the run folder, complete or not at all.
 
     Raises:
@@ -73,23 +77,23 @@ def create_run(config: TrainConfig, plan: Plan | None, store: RecordStore, split
         "id": run_id,
         "private": config.private and config.insecure_seed is None,
         "seeded": config.insecure_seed is not None,
-        "forced": config.force and store.manifest.sensitive,
+        "forced": config.force and bool(about_store["sensitive"]),
         "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "config": config.to_json(),
+        "config": config.public(),
         "plan": None if plan is None else plan.to_json(),
-        "store": _describe_store(store, split),
+        "store": dict(about_store),
         "environment": environment(),
     }
     with staged_folder(folder) as work:
         staging = work / "run"
         (staging / "checkpoints").mkdir(parents=True)
         (staging / "private").mkdir(mode=0o700)
-        where = {"store": str(store.path.absolute())}
-        write_json(staging / "private" / "store.json", where)
+        where = {"store": str(store.absolute()), "config": config.to_json()}
+        write_json(staging / "private" / "run.json", where)
         write_json(staging / "private" / "norm_edges.json", [*NORM_EDGES, None])
         write_json(staging / "run.json", facts)
         publish(staging, folder)
-    return Run(folder, run_id, config, plan, store.path)
+    return Run(folder, run_id, config, plan, store)
 
 
 def open_run(folder: Path) -> Run:
@@ -100,12 +104,12 @@ def open_run(folder: Path) -> Run:
     """
     try:
         facts = json.loads((folder / "run.json").read_bytes())
-        where = json.loads((folder / "private" / "store.json").read_bytes())
+        where = json.loads((folder / "private" / "run.json").read_bytes())
         plan = facts["plan"]
         return Run(
             folder=folder.absolute(),
             id=facts["id"],
-            config=TrainConfig.from_json(facts["config"]),
+            config=TrainConfig.from_json(where["config"]),
             plan=None if plan is None else Plan.from_json(plan),
             store=Path(where["store"]),
         )
@@ -174,13 +178,37 @@ def keep_lines(path: Path, last_step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text().splitlines(keepends=True):
         with contextlib.suppress(ValueError):  # a line cut short by the crash
-            value = json.loads(line)
-            if value["step"] <= last_step:
-                kept.append(value)
-    path.unlink()
-    append_lines(path, kept)
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line)
+    write_atomic(path, "".join(kept).encode())
+
+
+def describe_store(
+    store: RecordStore, split: Split, ledger: Ledger, plan: Plan | None
+) -> dict[str, Any]:
+    """Return what may be published about the records.
+
+    The content hash is a function of the records, so sensitive ones are named by their account.
+    Under ``add_remove`` n is private too: only the declared number appears.
+    """
+    manifest = store.manifest
+    hidden = plan is not None and plan.relation is Relation.ADD_REMOVE
+    public = {p.name: f"{p.value} ({p.source})" for p in manifest.public_inputs}
+    if hidden and plan is not None:
+        public["n"] = f"{plan.records} (declared by the operator)"
+    return {
+        "id": f"account {ledger.header.id}" if manifest.sensitive else store.id,
+        "task": store.task.name,
+        "records": plan.records if hidden and plan is not None else len(store),
+        "train_records": plan.records if plan is not None else int(split.train.size),
+        "test_records": None if hidden else int(split.test.size),
+        "unit": manifest.unit,
+        "sensitive": manifest.sensitive,
+        "feature_dim": store.feature_dim,
+        "public_inputs": public,
+    }
 
 
 def environment() -> dict[str, Any]:
@@ -203,22 +231,6 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _describe_store(store: RecordStore, split: Split) -> dict[str, Any]:
-    manifest = store.manifest
-    return {
-        # The content hash is a function of the records: public only if they are.
-        "id": "withheld: the records are sensitive" if manifest.sensitive else store.id,
-        "task": store.task.name,
-        "records": len(store),
-        "train_records": int(split.train.size),
-        "test_records": int(split.test.size),
-        "unit": manifest.unit,
-        "sensitive": manifest.sensitive,
-        "feature_dim": store.feature_dim,
-        "public_inputs": {p.name: f"{p.value} ({p.source})" for p in manifest.public_inputs},
-    }
 
 
 def peak_rss_bytes() -> int:

@@ -15,10 +15,10 @@ from dither.clipping.validate import check_model
 from dither.config import TrainConfig
 from dither.data.build import Progress, cached_store
 from dither.data.store import RecordStore, Split, StoreDataset
-from dither.errors import ConfigError
+from dither.errors import ConfigError, DataError
 from dither.noise.entropy import Entropy, InsecureSeed, OsEntropy
 from dither.privacy.account import Account
-from dither.privacy.events import Relation
+from dither.privacy.events import Relation, Unit
 from dither.privacy.guard import unprotected
 from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
@@ -52,7 +52,30 @@ def open_store(config: TrainConfig, progress: Progress | None = None) -> RecordS
     """Return the run's record store, built from raw files at first use."""
     if config.store is not None:
         return RecordStore.open(config.store)
-    return cached_store(config.data, config.task, sensitive=config.sensitive, progress=progress)
+    return cached_store(
+        config.data,
+        config.task,
+        on_invalid=config.on_invalid,
+        sensitive=config.sensitive,
+        progress=progress,
+    )
+
+
+def split_store(config: TrainConfig, store: RecordStore) -> Split:
+    """Return training and held-out rows.
+
+    Raises:
+        DataError: The held-out records are all of one class, so no curve can be drawn.
+    """
+    split = store.split(config.test_fraction, config.relation)
+    labels = set(store.labels(split.test).tolist())
+    if len(labels) < 2:
+        raise DataError(
+            expected="held-out records of both classes",
+            got=f"{split.test.size} records of {'one class' if labels else 'no class'}",
+            fix="use more records or a larger --test-fraction",
+        )
+    return split
 
 
 def make_plan(config: TrainConfig, train_records: int) -> Plan:
@@ -79,6 +102,7 @@ def make_plan(config: TrainConfig, train_records: int) -> Plan:
             delta=config.delta,
             relation=relation,
         )
+    assert config.epsilon is not None  # noqa: S101 - checked with the options
     return Plan.calibrate(
         epsilon=config.epsilon,
         records=records,
@@ -98,7 +122,8 @@ def open_ledger(config: TrainConfig, store: RecordStore) -> Ledger:
     """
     return Ledger.create(
         config.ledger or Path(store.ledger_path),
-        store=store.id,
+        store=store.id if config.account is None else f"account {config.account}",
+        unit=Unit(store.manifest.unit),
         relation=Relation(config.relation),
         sensitive=store.manifest.sensitive,
     )
@@ -126,7 +151,9 @@ def assemble(
     weights = torch.tensor(store.task.class_weights, dtype=torch.float32)
     account = None
     if run.plan is not None:
-        account = Account(ledger, run.id, run.plan, lease=config.lease, insecure=reason)
+        account = Account(
+            ledger, run.id, run.plan, lease=config.lease, insecure=reason, records=store.id
+        )
     elif reason is not None:
         ledger.record_non_private(run.id, reason, {})
     return Parts(

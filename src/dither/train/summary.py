@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dither.privacy.accountant import PLD
-from dither.train.run import FORMAT, Run, peak_rss_bytes
+from dither.train.run import FORMAT, Run, describe_store, peak_rss_bytes
 from dither.train.setup import Parts
 from dither.train.step import OperatorMetrics
 
@@ -41,7 +41,7 @@ def summarise(
         "privacy": privacy_facts(run, parts),
         "seconds": seconds,
         "peak_rss_bytes": peak_rss_bytes(),
-        "records": len(parts.store),
+        "records": describe_store(parts.store, parts.split, parts.ledger, run.plan)["records"],
         "timing": {**known, "other": other},
     }
 
