@@ -1,0 +1,263 @@
+"""The one door: charge first, noise on everything, once per sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import final
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Integer
+from scipy import stats
+from tests.release.conftest import RUN, bounded, ticket
+from torch import Tensor
+
+from dither.errors import BudgetExhaustedError, ConfigError, ReleaseError, SamplingError
+from dither.noise.entropy import InsecureSeed
+from dither.privacy.account import Account
+from dither.privacy.events import Relation
+from dither.privacy.ledger import Ledger
+from dither.privacy.plan import Plan
+from dither.release.bounded_sum import BoundedSum
+from dither.release.release import release
+from dither.release.transport import Solo, Transport
+
+
+@final
+class Watching:
+    """A transport of one rank that looks into the ledger file before anything leaves."""
+
+    world_size = 1
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.path = ledger.path
+        self.charged: list[int] = []
+        self.sizes: list[int] = []
+
+    def all_reduce(self, message: Integer[np.ndarray, " size"]) -> Integer[np.ndarray, " size"]:
+        self.charged.append(Ledger.open(self.path).charged(RUN))
+        self.sizes.append(message.size)
+        return message
+
+
+@final
+class Broken:
+    """A transport that fails at its n-th message."""
+
+    world_size = 1
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def all_reduce(self, message: Integer[np.ndarray, " size"]) -> Integer[np.ndarray, " size"]:
+        self.left -= 1
+        if self.left == 0:
+            raise ConnectionError("a rank went away")
+        return message
+
+
+def test_the_charge_is_durable_before_anything_leaves(account: Account) -> None:
+    carrier = Watching(account.ledger)
+    for call in range(1, 4):
+        released = release(bounded(account.plan), account, carrier)
+        assert set(released.tensors) == {"weight", "bias"}
+        assert account.ledger.charged(RUN) == call  # once a call, not once a chunk
+    assert carrier.charged == [1, 1, 2, 2, 3, 3]
+    assert carrier.sizes == [3, 4] * 3
+    assert account.ledger.events(RUN) == [(account.plan.event, 1)] * 3
+
+
+def test_chunks_made_late_are_made_after_the_charge(account: Account) -> None:
+    seen: list[int] = []
+
+    def chunks() -> Iterator[Mapping[str, Tensor]]:
+        for name in "abc":
+            seen.append(account.ledger.charged(RUN))
+            yield {name: torch.zeros(2, dtype=torch.float64)}
+
+    lazy = BoundedSum(chunks(), 6, account.plan.l2_clip, ticket(account.plan))
+    assert list(release(lazy, account).tensors) == ["a", "b", "c"]
+    assert seen == [1, 1, 1]
+
+
+def test_one_sample_is_released_once(account: Account) -> None:
+    carrier = Watching(account.ledger)
+    once = bounded(account.plan)
+    release(once, account, carrier)
+    with pytest.raises(SamplingError, match="released before"):
+        release(once, account, carrier)
+    with pytest.raises(SamplingError, match="released before"):
+        release(replace(once, chunks=({"a": torch.zeros(7, dtype=torch.float64)},)), account)
+    assert account.ledger.charged(RUN) == 1
+    assert len(carrier.sizes) == 2
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_failed_transport_leaves_charge_and_spent_ticket(account: Account, at: int) -> None:
+    once = bounded(account.plan)
+    with pytest.raises(ConnectionError):
+        release(once, account, Broken(at))
+    assert account.ledger.charged(RUN) == 1
+    with pytest.raises(SamplingError, match="take the next batch"):
+        release(once, account)
+    assert account.ledger.charged(RUN) == 1
+    release(bounded(account.plan), account)
+    assert account.ledger.charged(RUN) == 2
+
+
+@pytest.mark.parametrize("dimension", [6, 8])
+def test_another_number_of_coordinates_than_declared_is_refused(
+    account: Account, dimension: int
+) -> None:
+    carrier = Watching(account.ledger)
+    with pytest.raises(ReleaseError, match=f"a sum of {dimension} coordinates"):
+        release(bounded(account.plan, dimension=dimension), account, carrier)
+    # What would go beyond the declared γ√d never leaves.
+    assert sum(carrier.sizes) <= dimension
+
+
+def test_a_name_in_two_chunks_is_refused_before_it_leaves(account: Account) -> None:
+    carrier = Watching(account.ledger)
+    part = {"a": torch.zeros(2, dtype=torch.float64)}
+    with pytest.raises(ReleaseError, match="each one once"):
+        release(bounded(account.plan, part, part), account, carrier)
+    assert carrier.sizes == [2]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_sum_that_is_not_finite_never_leaves(account: Account, bad: float) -> None:
+    carrier = Watching(account.ledger)
+    part = {"a": torch.tensor([0.0, bad], dtype=torch.float64)}
+    with pytest.raises(ReleaseError, match="a finite clipped sum"):
+        release(bounded(account.plan, part), account, carrier)
+    assert carrier.sizes == []
+
+
+def test_another_clip_bound_is_refused_uncharged(account: Account) -> None:
+    other = replace(bounded(account.plan), l2_clip=account.plan.l2_clip / 2)
+    with pytest.raises(ConfigError, match="clipped to the plan's bound"):
+        release(other, account)
+    assert account.ledger.charged(RUN) == 0
+
+
+def test_another_sampling_rate_is_refused_uncharged(account: Account) -> None:
+    other = replace(account.plan, sampling_rate=0.02)
+    with pytest.raises(SamplingError, match="as charged"):
+        release(bounded(other), account)
+    assert account.ledger.charged(RUN) == 0
+
+
+def test_an_exhausted_plan_lets_nothing_out(ledger: Ledger, plan: Plan) -> None:
+    account = Account(ledger, RUN, replace(plan, steps=2))
+    carrier = Watching(ledger)
+    for _ in range(2):
+        release(bounded(account.plan), account, carrier)
+    with pytest.raises(BudgetExhaustedError):
+        release(bounded(account.plan), account, carrier)
+    assert len(carrier.sizes) == 4
+
+
+def test_known_noise_is_refused_by_a_private_account(account: Account) -> None:
+    once = bounded(account.plan)
+    with pytest.raises(ReleaseError, match="operating system's entropy"):
+        release(once, account, entropy=InsecureSeed(1))
+    assert account.ledger.charged(RUN) == 0
+    release(once, account)  # nothing was spent by the refusal
+
+
+def test_known_noise_takes_an_account_of_infinite_epsilon(ledger: Ledger, plan: Plan) -> None:
+    account = Account(ledger, RUN, plan, insecure="seed 1")
+    one, two = (
+        release(bounded(plan), account, entropy=InsecureSeed(1)).tensors["bias"] for _ in range(2)
+    )
+    assert torch.equal(one, two)
+    assert ledger.epsilon(plan.delta) == math.inf
+
+
+def test_shapes_types_and_values_come_back(account: Account) -> None:
+    """Values 1e6 σ apart survive the noise; 40 σ off has probability 0."""
+    tiny = replace(account.plan, noise_multiplier=0.01, l2_clip=1.0)
+    quiet = Account(account.ledger, "quiet", tiny)
+    parts = (
+        {"a": torch.tensor([[1.0, -2.0], [3.0, 4.0]], dtype=torch.float64)},
+        {"b": torch.tensor([5.0], dtype=torch.float64), "c": torch.tensor(-6.0).double()},
+    )
+    released = release(bounded(tiny, *parts), quiet)
+    for part in parts:
+        for name, tensor in part.items():
+            assert released.tensors[name].dtype == torch.float64
+            assert released.tensors[name].shape == tensor.shape
+            assert torch.allclose(released.tensors[name], tensor, rtol=0.0, atol=0.4)
+    assert released.saturated == 0
+
+
+def test_saturation_is_reported_to_the_operator(account: Account) -> None:
+    part = {"a": torch.tensor([1e9, 0.0, -1e9], dtype=torch.float64)}
+    released = release(bounded(account.plan, part), account)
+    assert released.saturated == 2
+    assert released.tensors["a"].abs().max() < 1e4  # clamped to the largest usual sum
+
+
+def test_sensitivity_of_a_sum_follows_the_relation(plan: Plan) -> None:
+    once = bounded(plan)
+    assert once.sensitivity(Relation.ZERO_OUT) == plan.l2_clip
+    assert once.sensitivity(Relation.ADD_REMOVE) == plan.l2_clip
+    assert once.sensitivity(Relation.REPLACE_ONE) == 2 * plan.l2_clip
+
+
+def test_solo_is_a_transport_of_one_rank() -> None:
+    message = np.arange(5, dtype=np.int16)
+    assert isinstance(Solo(), Transport)
+    assert Solo().world_size == 1
+    assert (Solo().all_reduce(message) == message).all()
+
+
+CALLS = 700
+Noise = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+
+
+@pytest.fixture
+def noise(ledger: Ledger, plan: Plan) -> Noise:
+    """CALLS × 12 coordinates of released empty batches, in three chunks of 1, 4 and 7."""
+    account = Account(ledger, RUN, plan, lease=1000)
+    parts = [{str(n): torch.zeros(n, dtype=torch.float64)} for n in (1, 4, 7)]
+    rows = []
+    for _ in range(CALLS):
+        tensors = release(bounded(plan, *parts), account).tensors
+        rows.append(torch.cat([tensors["1"], tensors["4"], tensors["7"]]).numpy())
+    return np.stack(rows)
+
+
+def test_every_zero_of_an_empty_batch_gets_the_right_noise(noise: Noise, plan: Plan) -> None:
+    """χ² a coordinate, false alarm 12·1e-8; 2/3 and 3/2 of σ are rejected on each of them.
+
+    Those are 10 and more deviations away, missed with probability below 1e-12.
+    """
+    lattice = plan.bind(plan.l2_clip, 12)
+    sigma = plan.noise_multiplier * (
+        plan.l2_clip * (1 + plan.numeric_slack) + lattice.step * math.sqrt(12)
+    )
+    low, high = stats.chi2.isf([1 - 5e-9, 5e-9], CALLS)
+    energy = (noise**2).sum(axis=0)
+    assert ((low < energy / sigma**2) & (energy / sigma**2 < high)).all()
+    for wrong in (2 / 3, 3 / 2):
+        scaled = energy / (wrong * sigma) ** 2
+        assert ((scaled < low) | (scaled > high)).all()
+    assert np.abs(noise.mean(axis=0)).max() < 6 * sigma / math.sqrt(CALLS) + lattice.wire_step
+
+
+def test_noise_is_independent_over_chunks_and_calls(noise: Noise) -> None:
+    """66 correlations in a call and 144 with the next one, |r|·√n < 6: false alarm 210·2e-9."""
+    within = np.asarray(np.corrcoef(noise, rowvar=False))
+    np.fill_diagonal(within, 0.0)
+    following = np.corrcoef(noise[1:], noise[:-1], rowvar=False)[:12, 12:]
+    assert np.abs(within).max() * math.sqrt(CALLS) < 6
+    assert np.abs(following).max() * math.sqrt(CALLS) < 6
+
+
+def test_released_values_are_on_the_wire_lattice(noise: Noise, plan: Plan) -> None:
+    steps = noise / plan.bind(plan.l2_clip, 12).wire_step
+    assert (steps == np.rint(steps)).all()
