@@ -20,7 +20,7 @@ else
   records=$out/generated.zip
 fi
 
-settings="--task employment --data $records --steps 400 --batch-size 1024 --checkpoint-every 50"
+settings="--task employment --data $records --steps 400 --batch-size 1024 --checkpoint-every 50 --seed 1"
 # shellcheck disable=SC2086 # the settings are words
 "$dither" train $settings --out "$out/private" --epsilon 1 --delta 1e-6
 # shellcheck disable=SC2086

@@ -25,7 +25,7 @@ _PUBLIC = {
     "Clipping": "dither.clipping.reference",
     "clipped_sum": "dither.clipping.reference",
     "BoundedSum": "dither.release.bounded_sum",
-    "release": "dither.release.release",
+    "release_sum": "dither.release.release",
     # Records
     "RecordStore": "dither.data.store",
     "build_store": "dither.data.build",

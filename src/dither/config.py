@@ -65,7 +65,7 @@ class TrainConfig:
     trust: str = "central"
     hidden: tuple[int, ...] = (128, 64)
     optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = 1.0
+    learning_rate: float = 0.5
     momentum: float = 0.9
     checkpoint_every: int = 100
     test_fraction: float = 0.2

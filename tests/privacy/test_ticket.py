@@ -17,7 +17,7 @@ from dither.privacy.ticket import SampleTicket
 
 
 def _ticket(plan: Plan) -> SampleTicket:
-    return SampleTicket(plan.sampler, plan.sampling_rate)
+    return SampleTicket(plan.sampler, plan.sampling_rate, secret=True)
 
 
 def test_single_use(plan: Plan) -> None:
@@ -41,7 +41,7 @@ def test_other_sampler_is_refused(plan: Plan) -> None:
     with pytest.raises(SamplingError, match="as charged"):
         _ticket(full).spend(plan)
     with pytest.raises(SamplingError, match="as charged"):
-        SampleTicket(SamplerKind.FULL, plan.sampling_rate).spend(plan)
+        SampleTicket(SamplerKind.FULL, plan.sampling_rate, secret=True).spend(plan)
 
 
 @pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, pickle.dumps])

@@ -41,7 +41,7 @@ def account(ledger: Ledger, plan: Plan) -> Account:
 
 
 def ticket(plan: Plan) -> SampleTicket:
-    return SampleTicket(plan.sampler, plan.sampling_rate)
+    return SampleTicket(plan.sampler, plan.sampling_rate, secret=True)
 
 
 def bounded(plan: Plan, *chunks: Mapping[str, Tensor], dimension: int | None = None) -> BoundedSum:

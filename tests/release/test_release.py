@@ -21,8 +21,10 @@ from dither.privacy.account import Account
 from dither.privacy.events import Relation
 from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
+from dither.privacy.ticket import SampleTicket
+from dither.privacy.trust import Trust
 from dither.release.bounded_sum import BoundedSum
-from dither.release.release import release
+from dither.release.release import release_sum
 from dither.release.transport import Solo, Transport
 
 
@@ -62,7 +64,7 @@ class Broken:
 def test_the_charge_is_durable_before_anything_leaves(account: Account) -> None:
     carrier = Watching(account.ledger)
     for call in range(1, 4):
-        released = release(bounded(account.plan), account, carrier)
+        released = release_sum(bounded(account.plan), account, carrier)
         assert set(released.tensors) == {"weight", "bias"}
         assert account.ledger.charged(RUN) == call  # once a call, not once a chunk
     assert carrier.charged == [1, 1, 2, 2, 3, 3]
@@ -79,18 +81,18 @@ def test_chunks_made_late_are_made_after_the_charge(account: Account) -> None:
             yield {name: torch.zeros(2, dtype=torch.float64)}
 
     lazy = BoundedSum(chunks(), 6, account.plan.l2_clip, ticket(account.plan))
-    assert list(release(lazy, account).tensors) == ["a", "b", "c"]
+    assert list(release_sum(lazy, account).tensors) == ["a", "b", "c"]
     assert seen == [1, 1, 1]
 
 
 def test_one_sample_is_released_once(account: Account) -> None:
     carrier = Watching(account.ledger)
     once = bounded(account.plan)
-    release(once, account, carrier)
+    release_sum(once, account, carrier)
     with pytest.raises(SamplingError, match="released before"):
-        release(once, account, carrier)
+        release_sum(once, account, carrier)
     with pytest.raises(SamplingError, match="released before"):
-        release(replace(once, chunks=({"a": torch.zeros(7, dtype=torch.float64)},)), account)
+        release_sum(replace(once, chunks=({"a": torch.zeros(7, dtype=torch.float64)},)), account)
     assert account.ledger.charged(RUN) == 1
     assert len(carrier.sizes) == 2
 
@@ -99,12 +101,12 @@ def test_one_sample_is_released_once(account: Account) -> None:
 def test_a_failed_transport_leaves_charge_and_spent_ticket(account: Account, at: int) -> None:
     once = bounded(account.plan)
     with pytest.raises(ConnectionError):
-        release(once, account, Broken(at))
+        release_sum(once, account, Broken(at))
     assert account.ledger.charged(RUN) == 1
     with pytest.raises(SamplingError, match="take the next batch"):
-        release(once, account)
+        release_sum(once, account)
     assert account.ledger.charged(RUN) == 1
-    release(bounded(account.plan), account)
+    release_sum(bounded(account.plan), account)
     assert account.ledger.charged(RUN) == 2
 
 
@@ -114,7 +116,7 @@ def test_another_number_of_coordinates_than_declared_is_refused(
 ) -> None:
     carrier = Watching(account.ledger)
     with pytest.raises(ReleaseError, match=f"a sum of {dimension} coordinates"):
-        release(bounded(account.plan, dimension=dimension), account, carrier)
+        release_sum(bounded(account.plan, dimension=dimension), account, carrier)
     # What would go beyond the declared γ√d never leaves.
     assert sum(carrier.sizes) <= dimension
 
@@ -123,7 +125,7 @@ def test_a_name_in_two_chunks_is_refused_before_it_leaves(account: Account) -> N
     carrier = Watching(account.ledger)
     part = {"a": torch.zeros(2, dtype=torch.float64)}
     with pytest.raises(ReleaseError, match="each one once"):
-        release(bounded(account.plan, part, part), account, carrier)
+        release_sum(bounded(account.plan, part, part), account, carrier)
     assert carrier.sizes == [2]
 
 
@@ -132,21 +134,21 @@ def test_a_sum_that_is_not_finite_never_leaves(account: Account, bad: float) -> 
     carrier = Watching(account.ledger)
     part = {"a": torch.tensor([0.0, bad], dtype=torch.float64)}
     with pytest.raises(ReleaseError, match="a finite clipped sum"):
-        release(bounded(account.plan, part), account, carrier)
+        release_sum(bounded(account.plan, part), account, carrier)
     assert carrier.sizes == []
 
 
 def test_another_clip_bound_is_refused_uncharged(account: Account) -> None:
     other = replace(bounded(account.plan), l2_clip=account.plan.l2_clip / 2)
     with pytest.raises(ConfigError, match="clipped to the plan's bound"):
-        release(other, account)
+        release_sum(other, account)
     assert account.ledger.charged(RUN) == 0
 
 
 def test_another_sampling_rate_is_refused_uncharged(account: Account) -> None:
     other = replace(account.plan, sampling_rate=0.02)
     with pytest.raises(SamplingError, match="as charged"):
-        release(bounded(other), account)
+        release_sum(bounded(other), account)
     assert account.ledger.charged(RUN) == 0
 
 
@@ -154,24 +156,25 @@ def test_an_exhausted_plan_lets_nothing_out(ledger: Ledger, plan: Plan) -> None:
     account = Account(ledger, RUN, replace(plan, steps=2))
     carrier = Watching(ledger)
     for _ in range(2):
-        release(bounded(account.plan), account, carrier)
+        release_sum(bounded(account.plan), account, carrier)
     with pytest.raises(BudgetExhaustedError):
-        release(bounded(account.plan), account, carrier)
+        release_sum(bounded(account.plan), account, carrier)
     assert len(carrier.sizes) == 4
 
 
 def test_known_noise_is_refused_by_a_private_account(account: Account) -> None:
     once = bounded(account.plan)
     with pytest.raises(ReleaseError, match="operating system's entropy"):
-        release(once, account, entropy=InsecureSeed(1))
+        release_sum(once, account, entropy=InsecureSeed(1))
     assert account.ledger.charged(RUN) == 0
-    release(once, account)  # nothing was spent by the refusal
+    release_sum(once, account)  # nothing was spent by the refusal
 
 
 def test_known_noise_takes_an_account_of_infinite_epsilon(ledger: Ledger, plan: Plan) -> None:
     account = Account(ledger, RUN, plan, insecure="seed 1")
     one, two = (
-        release(bounded(plan), account, entropy=InsecureSeed(1)).tensors["bias"] for _ in range(2)
+        release_sum(bounded(plan), account, entropy=InsecureSeed(1)).tensors["bias"]
+        for _ in range(2)
     )
     assert torch.equal(one, two)
     assert ledger.epsilon(plan.delta) == math.inf
@@ -185,7 +188,7 @@ def test_shapes_types_and_values_come_back(account: Account) -> None:
         {"a": torch.tensor([[1.0, -2.0], [3.0, 4.0]], dtype=torch.float64)},
         {"b": torch.tensor([5.0], dtype=torch.float64), "c": torch.tensor(-6.0).double()},
     )
-    released = release(bounded(tiny, *parts), quiet)
+    released = release_sum(bounded(tiny, *parts), quiet)
     for part in parts:
         for name, tensor in part.items():
             assert released.tensors[name].dtype == torch.float64
@@ -196,7 +199,7 @@ def test_shapes_types_and_values_come_back(account: Account) -> None:
 
 def test_saturation_is_reported_to_the_operator(account: Account) -> None:
     part = {"a": torch.tensor([1e9, 0.0, -1e9], dtype=torch.float64)}
-    released = release(bounded(account.plan, part), account)
+    released = release_sum(bounded(account.plan, part), account)
     assert released.saturated == 2
     assert released.tensors["a"].abs().max() < 1e4  # clamped to the largest usual sum
 
@@ -226,7 +229,7 @@ def noise(ledger: Ledger, plan: Plan) -> Noise:
     parts = [{str(n): torch.zeros(n, dtype=torch.float64)} for n in (1, 4, 7)]
     rows = []
     for _ in range(CALLS):
-        tensors = release(bounded(plan, *parts), account).tensors
+        tensors = release_sum(bounded(plan, *parts), account).tensors
         rows.append(torch.cat([tensors["1"], tensors["4"], tensors["7"]]).numpy())
     return np.stack(rows)
 
@@ -261,3 +264,20 @@ def test_noise_is_independent_over_chunks_and_calls(noise: Noise) -> None:
 def test_released_values_are_on_the_wire_lattice(noise: Noise, plan: Plan) -> None:
     steps = noise / plan.bind(plan.l2_clip, 12).wire_step
     assert (steps == np.rint(steps)).all()
+
+
+def test_a_sample_that_repeats_is_refused(ledger: Ledger, plan: Plan) -> None:
+    """A seeded sampler under OS noise would void the amplification that the plan charges."""
+    account = Account(ledger, RUN, plan)
+    ticket = SampleTicket(plan.sampler, plan.sampling_rate, secret=False)
+    with pytest.raises(ReleaseError, match="sample that repeats"):
+        release_sum(replace(bounded(plan), ticket=ticket), account)
+    assert account.steps_charged == 0
+
+
+def test_shares_of_noise_without_masks_are_refused(ledger: Ledger, plan: Plan) -> None:
+    spread = replace(plan, trust=Trust("distributed", 1))
+    account = Account(ledger, RUN, spread)
+    with pytest.raises(ReleaseError, match="masks"):
+        release_sum(bounded(spread), account)
+    assert account.steps_charged == 0

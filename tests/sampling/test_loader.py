@@ -108,7 +108,7 @@ def test_every_batch_of_every_pass_has_a_fresh_ticket() -> None:
 def test_an_abandoned_pass_leaves_no_ticket_behind() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        loader = _loader(0.3, num_workers=1)  # draws ahead of what is asked for
+        loader = _loader(0.3, options={"num_workers": 1})  # draws ahead of what is asked for
         next(iter(loader))
         for batch in loader:
             assert batch.size == len(batch.data[1])
@@ -118,7 +118,7 @@ def test_workers_keep_the_order_of_tickets_and_sizes() -> None:
     twin = PoissonSampler(ROWS, 0.2, InsecureSeed(4))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads of other tests
-        batches = list(_loader(0.2, batches=12, num_workers=2))
+        batches = list(_loader(0.2, batches=12, options={"num_workers": 2}))
     assert len(batches) == 12
     for batch in batches:
         assert batch.data[1].tolist() == twin.draw().rows.tolist()
@@ -130,7 +130,7 @@ def test_workers_keep_the_order_of_tickets_and_sizes() -> None:
 def test_workers_make_empty_batches() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        batches = list(_loader(1e-9, batches=3, num_workers=1))
+        batches = list(_loader(1e-9, batches=3, options={"num_workers": 1}))
     assert [tuple(batch.data[0].shape) for batch in batches] == [(0, 3)] * 3
 
 

@@ -44,7 +44,7 @@ def _contenders(name: str, widths: tuple[int, ...], batch_size: int) -> Iterator
     rate = batch_size / _RECORDS
 
     def batch() -> PoissonBatch:
-        ticket = SampleTicket(SamplerKind.POISSON, rate)
+        ticket = SampleTicket(SamplerKind.POISSON, rate, secret=True)
         return PoissonBatch((inputs, targets), batch_size, ticket)
 
     with TemporaryDirectory() as folder:

@@ -133,6 +133,12 @@ class Ledger:
             database.execute("COMMIT")
         ledger = cls.open(path, store=store, busy_seconds=busy_seconds)
         ledger.require_kind(unit, relation)
+        if sensitive and not ledger.header.sensitive:
+            raise LedgerError(
+                expected="an account of records marked sensitive",
+                got=f"one marked as not sensitive in {path}",
+                fix="open a new account for these records; the mark of an old one is fixed",
+            )
         return ledger
 
     @classmethod

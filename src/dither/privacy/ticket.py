@@ -19,13 +19,15 @@ class SampleTicket:
     Args:
         kind: The sampler that ran.
         rate: The rate it ran at.
+        secret: Whether nobody can know or repeat the draw.
     """
 
-    __slots__ = ("_owner", "_spent", "kind", "rate")
+    __slots__ = ("_owner", "_spent", "kind", "rate", "secret")
 
-    def __init__(self, kind: SamplerKind, rate: float) -> None:
+    def __init__(self, kind: SamplerKind, rate: float, *, secret: bool) -> None:
         self.kind = kind
         self.rate = rate
+        self.secret = secret
         self._spent = False
         self._owner = os.getpid()
 

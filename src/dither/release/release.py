@@ -29,7 +29,7 @@ class Released:
     saturated: int
 
 
-def release(
+def release_sum(
     bounded: BoundedSum,
     account: Account,
     transport: Transport | None = None,
@@ -53,16 +53,12 @@ def release(
         SamplingError: The sample was used before or is not the plan's.
         ConfigError: The sum was clipped to another bound than the plan's.
         BudgetExhaustedError: No step is left.
-        ReleaseError: Noise would not be secret while the account promises it, or the sum is broken.
+        ReleaseError: Noise or sample would not be secret while the account promises it, the trust
+            needs masks, or the sum is broken.
     """
     carrier = transport or Solo()
     source = entropy or OsEntropy()
-    if not source.secret and account.insecure is None:
-        raise ReleaseError(
-            expected="noise from the operating system's entropy",
-            got=type(source).__name__,
-            fix="open the account with insecure=..., which marks the run as not private",
-        )
+    _require_protection(bounded, account, source)
     bounded.ticket.spend(account.plan)
     lattice = account.plan.bind(bounded.l2_clip, bounded.dimension, carrier.world_size)
     encoder = Encoder(lattice, source)
@@ -79,6 +75,21 @@ def release(
         saturated += clamped
     _require(found == bounded.dimension, found, bounded)
     return Released(tensors, saturated)
+
+
+def _require_protection(bounded: BoundedSum, account: Account, source: Entropy) -> None:
+    if account.insecure is None and not (source.secret and bounded.ticket.secret):
+        raise ReleaseError(
+            expected="noise and sample from the operating system's entropy",
+            got="noise that repeats" if not source.secret else "a sample that repeats",
+            fix="open the account with insecure=..., which marks the run as not private",
+        )
+    if account.plan.trust.name == "distributed":
+        raise ReleaseError(
+            expected="trust central or local",
+            got=f"{account.plan.trust}, whose shares of noise protect only behind masks",
+            fix="plan with trust local; no transport masks messages yet",
+        )
 
 
 def _release_chunk(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -24,6 +24,9 @@ from dither.privacy.ticket import SampleTicket
 from dither.sampling.poisson import PoissonSampler
 
 Collate = Callable[[list[Any]], Any]
+
+# Options of a user's loader that its Poisson twin keeps: how records are fetched, not which.
+_KEPT = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,7 @@ class PoissonLoader:
         sampler: Draws the rows.
         batches: Number of batches in one pass.
         collate: Merges a list of items; PyTorch's default when None.
-        num_workers: Worker processes of the `DataLoader`.
-        pin_memory: As in the `DataLoader`.
+        options: Further options of the `DataLoader` (``num_workers``, ``pin_memory``, ...).
     """
 
     def __init__(
@@ -70,15 +72,13 @@ class PoissonLoader:
         batches: int,
         *,
         collate: Collate | None = None,
-        num_workers: int = 0,
-        pin_memory: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.sampler = sampler
         self.batches = batches
         self._dataset = dataset
         self._collate = _WithEmpty(collate or default_collate, dataset)
-        self._num_workers = num_workers
-        self._pin_memory = pin_memory
+        self._options = dict(options or {})
 
     def __len__(self) -> int:
         return self.batches
@@ -89,8 +89,7 @@ class PoissonLoader:
             self._dataset,
             batch_sampler=_Draws(self.sampler, self.batches, drawn),  # type: ignore[arg-type]
             collate_fn=self._collate,
-            num_workers=self._num_workers,
-            pin_memory=self._pin_memory,
+            **self._options,
         )
         for data in batches:  # the DataLoader keeps the order in which rows were drawn
             draw = drawn.popleft()
@@ -110,8 +109,7 @@ def poisson_loader(loader: DataLoader[Any], sampler: PoissonSampler) -> PoissonL
         sampler,
         len(loader),
         collate=loader.collate_fn,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
+        options={name: getattr(loader, name) for name in _KEPT},
     )
 
 

@@ -58,7 +58,7 @@ class PoissonSampler:
 
     def draw(self) -> Sample:
         """Return a fresh sample."""
-        ticket = SampleTicket(self.kind, self.rate)
+        ticket = SampleTicket(self.kind, self.rate, secret=self._entropy.secret)
         if self.kind is SamplerKind.FULL:
             return Sample(np.arange(self.records, dtype=np.int64), ticket)
         first = self._entropy.draw(self.records)

@@ -17,7 +17,7 @@ from dither.errors import ModelError, SamplingError
 from dither.noise.entropy import Entropy
 from dither.privacy.account import Account
 from dither.privacy.plan import Plan
-from dither.release.release import release
+from dither.release.release import release_sum
 from dither.release.transport import Transport
 from dither.sampling.loader import PoissonBatch
 
@@ -124,7 +124,7 @@ class PrivateStep:
             entropy=self._dropout,
         )
         after_clip = time.perf_counter()
-        released = release(clipped.bounded, self.account, self._transport, self._noise)
+        released = release_sum(clipped.bounded, self.account, self._transport, self._noise)
         after_release = time.perf_counter()
         apply_gradient(self.model, self.optimizer, released.tensors, self.plan.expected_batch_size)
         self.steps_made += 1
