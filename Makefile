@@ -13,7 +13,7 @@ demo: $(VENV)/.runtime
 env: $(VENV)/.ready
 
 test: env check
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 	$(BIN)/mkdocs build --strict --quiet --site-dir $(VENV)/site
 
 test-full: env

@@ -120,6 +120,22 @@ def test_removing_one_record_moves_the_sum_by_at_most_the_charged_sensitivity(sc
     assert distance > 0.1 * CLIP  # the bound is not vacuous
 
 
+def test_one_large_entry_does_not_hide_many_small_ones() -> None:
+    """A float32 sum of squares in one piece would lose the small ones and clip too little."""
+    x = torch.full((1, 3_000_000), 2.0e-4)
+    x[0, 0] = 1.0
+    model = nn.Linear(3_000_000, 1, bias=False)
+    result = clipped_sum(
+        model,
+        lambda output, _: output[:, 0],
+        (x, torch.zeros(1)),
+        ticket(),
+        clipping=Clipping(0.5),
+        entropy=OsEntropy(),
+    )
+    assert float(flat(result).norm()) <= 0.5 * 1.0005
+
+
 def test_one_examples_contribution_ignores_the_others() -> None:
     model, (x, y) = make_mlp(), make_batch(64)
     alone = flat(run(model, (x[:1], y[:1])))

@@ -17,6 +17,9 @@ from dither.privacy.events import Event, Gaussian, Relation, SampledGaussian, Sa
 from dither.privacy.lattice import Lattice, fine_step_exponent, make_lattice
 from dither.privacy.trust import CENTRAL, Trust, parse_trust
 
+# Gradients are float32: far below, their squares vanish and clipping would not see them.
+_CLIP_RANGE = (1e-9, 1e9)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -58,6 +61,12 @@ class Plan:
         _check_at_least("records", self.records, 1)
         _check_at_least("steps", self.steps, 1)
         _check_positive("l2_clip", self.l2_clip)
+        if not _CLIP_RANGE[0] <= self.l2_clip <= _CLIP_RANGE[1]:
+            raise ConfigError(
+                expected=f"an l2_clip in [{_CLIP_RANGE[0]:g}, {_CLIP_RANGE[1]:g}]",
+                got=repr(self.l2_clip),
+                fix="scale the loss: squares of float32 gradients must not underflow or overflow",
+            )
         _check_positive("numeric_slack", self.numeric_slack)
         _check_positive("lattice_slack", self.lattice_slack)
         check_delta(self.delta)
