@@ -17,7 +17,7 @@ test: env check
 	$(BIN)/mkdocs build --strict --quiet --site-dir $(VENV)/site
 
 test-full: env
-	$(BIN)/python -m pytest -m "full or not full" --timeout 3600
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "full or not full" --timeout 3600
 
 check: env
 	$(BIN)/ruff check .

@@ -18,11 +18,13 @@ class TrainConfig:
     Attributes:
         data: Raw record files (Census zips, CSV or Parquet); their store is built once and reused.
         store: A record store that `dither data build` made, instead of --data.
-        task: What to predict.
-        out: New folder for the run: report, summary, model, checkpoints.
+        task: What to predict: unemployment or employment.
+        out: New folder for the run: report, summary, model, checkpoints. This or --resume is
+            required.
         resume: A run folder to go on with; all other options then come from the run.
         private: Train with differential privacy. --no-private is the unprotected baseline.
-        epsilon: Privacy budget ε of the whole run; the noise multiplier follows from it.
+        epsilon: Privacy budget ε of the whole run; the noise multiplier follows from it. This or
+            --noise-multiplier is required.
         delta: δ, well below one over the number of records.
         steps: Number of private steps.
         batch_size: Expected batch size; every record joins a batch independently.
@@ -35,7 +37,8 @@ class TrainConfig:
         optimizer: sgd or adam, applied to the noisy gradient.
         learning_rate: Step size.
         momentum: Momentum of sgd.
-        checkpoint_every: Steps between checkpoints and held-out evaluations.
+        checkpoint_every: Steps between checkpoints and held-out evaluations; a tenth of --steps
+            by default.
         test_fraction: Share of records held out.
         seed: Seed of the initial weights only; noise and sampling never follow a seed.
         insecure_seed: Make noise and sampling reproducible too. NOT PRIVATE, and marked so.
@@ -44,7 +47,7 @@ class TrainConfig:
         on_invalid: Whether rows of --data with unknown codes are an error or left out.
         ledger: Ledger file, instead of the one beside the store.
         account: Name of an account that several stores of the same people share; with --ledger.
-        lease: Steps charged per ledger write.
+        lease: Steps charged per ledger write; 64 by default, fewer for short plans.
         threads: CPU threads; all by default.
     """
 
@@ -67,7 +70,7 @@ class TrainConfig:
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.5
     momentum: float = 0.9
-    checkpoint_every: int = 100
+    checkpoint_every: int | None = None
     test_fraction: float = 0.2
     seed: int | None = None
     insecure_seed: int | None = None
@@ -76,7 +79,7 @@ class TrainConfig:
     on_invalid: Literal["error", "drop"] = "error"
     ledger: Path | None = None
     account: str | None = None
-    lease: int = 64
+    lease: int | None = None
     threads: int | None = None
 
     def check(self) -> None:
@@ -101,16 +104,7 @@ class TrainConfig:
                 fix="give one of them",
             )
         self._check_promise()
-        for name in ("steps", "batch_size", "checkpoint_every", "lease"):
-            _require(getattr(self, name) >= 1, f"--{name} of at least 1", getattr(self, name))
-        for name in ("l2_clip", "learning_rate"):
-            value = getattr(self, name)
-            _require(0.0 < value < float("inf"), f"a finite --{name} above 0", value)
-        _require(0.0 < self.delta < 1.0, "a --delta in (0, 1)", self.delta)
-        _require(0.0 <= self.momentum < 1.0, "a --momentum in [0, 1)", self.momentum)
-        _require(0.0 < self.test_fraction < 1.0, "a --test_fraction in (0, 1)", self.test_fraction)
-        _require(all(width >= 1 for width in self.hidden), "layer widths above 0", self.hidden)
-        _require(self.threads is None or self.threads >= 1, "--threads of at least 1", self.threads)
+        self._check_ranges()
         if self.trust != "central":
             raise ConfigError(
                 expected="trust central: one process sees all records and the result",
@@ -148,6 +142,28 @@ class TrainConfig:
                 got="no --ledger",
                 fix="name the ledger file that the stores share",
             )
+
+    def _check_ranges(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every", "lease", "threads"):
+            value = getattr(self, name)
+            _require(value is None or 1 <= value <= 10**8, f"--{name} in [1, 1e8]", value)
+        for name in ("seed", "insecure_seed"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < 2**63, f"a --{name} in [0, 2^63)", value)
+        declared = self.declared_records
+        _require(declared is None or declared >= 1, "--declared_records of at least 1", declared)
+        _require(self.threads is None or self.threads <= 1024, "--threads up to 1024", self.threads)
+        for name in ("l2_clip", "learning_rate"):
+            value = getattr(self, name)
+            _require(0.0 < value < float("inf"), f"a finite --{name} above 0", value)
+        _require(0.0 < self.delta < 1.0, "a --delta in (0, 1)", self.delta)
+        _require(0.0 <= self.momentum < 1.0, "a --momentum in [0, 1)", self.momentum)
+        _require(0.0 < self.test_fraction < 1.0, "a --test_fraction in (0, 1)", self.test_fraction)
+        _require(
+            all(1 <= width <= 2**16 for width in self.hidden),
+            "layer widths in [1, 65536]",
+            self.hidden,
+        )
 
     def _check_resume(self) -> None:
         defaults = TrainConfig(resume=self.resume, threads=self.threads)

@@ -66,6 +66,10 @@ class LedgerBehindError(LedgerError):
     """A checkpoint knows of charges that this ledger lacks."""
 
 
+class StoppedError(DitherError, RuntimeError):
+    """A run was asked to stop; it saved a checkpoint and can be resumed."""
+
+
 class BudgetExhaustedError(LedgerError):
     """The plan has no step left to charge."""
 

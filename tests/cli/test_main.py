@@ -91,7 +91,7 @@ def test_warnings_are_shown_with_their_reason(
     [
         (["--epsilon", "0"], "--epsilon above 0"),
         (["--epsilon", "1"], "either --epsilon"),
-        (["--steps", "0"], "--steps of at least 1"),
+        (["--steps", "0"], "--steps in [1, 1e8]"),
         (["--batch-size", "100000"], "sampling rate"),
         (["--trust", "local"], "trust central"),
         (["--relation", "add_remove"], "--declared-records"),
@@ -174,6 +174,33 @@ def test_a_locked_ledger_exits_with_2(
     finally:
         holder.close()
     assert "another process" in message
+
+
+def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(
+    train: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real interrupt, in a process of its own."""
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    words = [w if w != "4" else "3000" for w in train[:6]] + train[6:]
+    command = [sys.executable, "-m", "dither", *words, "--out", str(tmp_path / "run")]
+    errors = tmp_path / "errors"
+    with errors.open("wb") as stream:
+        process = subprocess.Popen(command, stderr=stream, stdout=stream)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    said = " ".join(errors.read_text().split())
+    found = re.search(r"stop at step (\d+); a checkpoint was saved.*--resume", said)
+    assert found, said
+    newest = max((tmp_path / "run" / "checkpoints").iterdir()).name
+    assert newest == f"step-{int(found[1]):09d}.safetensors"
 
 
 def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:

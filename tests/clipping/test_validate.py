@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from dither.clipping.validate import check_model
@@ -37,6 +38,12 @@ def test_layers_that_treat_examples_alone_are_allowed() -> None:
     check_model(
         nn.Sequential(nn.Linear(4, 4), nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.InstanceNorm1d(4))
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_of_few_bits_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ModelError, match="float32"):
+        check_model(nn.Linear(2, 2).to(dtype))
 
 
 def test_a_model_without_trainable_parameters_is_refused() -> None:

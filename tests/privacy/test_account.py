@@ -27,8 +27,8 @@ def _leases(ledger: Ledger) -> list[int]:
 
 def test_sixty_four_charges_are_one_write(ledger: Ledger, plan: Plan) -> None:
     plan = dataclasses.replace(plan, steps=150)
-    account = Account(ledger, RUN, plan)
-    assert LEASE == 64
+    account = Account(ledger, RUN, plan, lease=64)
+    assert LEASE == 64  # the most a plan leases by default
     assert _leases(ledger) == []
     for step in range(1, 151):
         account.charge(plan.event)
@@ -172,3 +172,10 @@ def test_threads_share_a_lease_without_using_a_charge_twice(ledger: Ledger, plan
         thread.join()
     assert sum(done) == 400
     assert ledger.charged(RUN) == 400
+
+
+def test_short_plans_lease_little(ledger: Ledger, plan: Plan) -> None:
+    """A stop loses at most a sixteenth of a plan."""
+    account = Account(ledger, RUN, dataclasses.replace(plan, steps=32))
+    account.charge(plan.event)
+    assert account.steps_charged == 2

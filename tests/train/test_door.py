@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ from dither.errors import (
     ModelError,
     SamplingError,
 )
-from dither.privacy.events import Relation, Unit
+from dither.privacy.events import Relation, SamplerKind, Unit
 from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
 from dither.sampling.loader import PoissonLoader
@@ -155,6 +157,65 @@ def test_a_batch_of_another_rate_is_refused(tmp_path: Path) -> None:
         step(next(iter(loader)))
 
 
+def test_a_collate_function_that_repeats_records_is_refused(tmp_path: Path) -> None:
+    """One record would contribute twice, at the price of once."""
+
+    def twice(items: list[Any]) -> Any:
+        return torch.utils.data.default_collate(items + items)
+
+    step, loader = make(tmp_path, loader=make_loader(collate_fn=twice))
+    batches = [batch for batch in loader if batch.size]
+    with pytest.raises(SamplingError, match="one row"):
+        step(batches[0])
+
+
+def test_augmentation_does_not_follow_the_users_seed(tmp_path: Path) -> None:
+    class Noisy(TensorDataset):
+        def __getitem__(self, index: Any) -> Any:
+            x, y = super().__getitem__(index)  # type: ignore[no-untyped-call]
+            return x + torch.randn_like(x) + np.random.rand() + random.random(), y  # noqa: NPY002, S311
+
+    data = Noisy(torch.zeros(400, 5), torch.zeros(400, dtype=torch.int64))
+    plan = make_plan(sampling_rate=1.0, sampler=SamplerKind.FULL)
+    _, loader = make(tmp_path, loader=DataLoader(data, batch_size=400), plan=plan)
+    seen, drawn = [], []
+    for _ in range(2):
+        torch.manual_seed(7)
+        np.random.seed(7)  # noqa: NPY002
+        random.seed(7)
+        seen.append(next(iter(loader)).data[0])
+        drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))  # noqa: NPY002, S311
+    assert not torch.equal(*seen)
+    assert drawn[0] == drawn[1]  # and the user's own generators are left alone
+
+
+def test_a_slack_too_small_for_the_batch_is_refused(tmp_path: Path) -> None:
+    plan = make_plan(relation=Relation.ADD_REMOVE, numeric_slack=1e-6)
+    with pytest.raises(ConfigError, match="numeric_slack"):
+        make(tmp_path, plan=plan)
+
+
+def test_n_does_not_show_in_the_loaders_length_under_add_remove(tmp_path: Path) -> None:
+    lengths = set()
+    for records in (400, 401, 441):
+        data = TensorDataset(torch.zeros(records, 5), torch.zeros(records, dtype=torch.int64))
+        plan = make_plan(relation=Relation.ADD_REMOVE)
+        _, loader = make(tmp_path, loader=DataLoader(data, batch_size=40), plan=plan)
+        lengths.add(len(loader))
+    assert lengths == {10}
+
+
+def test_a_ledger_object_is_checked_like_a_path(tmp_path: Path) -> None:
+    open_account = Ledger.create(tmp_path / "open.sqlite", store="x", sensitive=False)
+    with pytest.raises(LedgerError, match="sensitive"):
+        make(tmp_path, ledger=open_account)
+
+
+def test_an_unknown_relation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="replace_one"):
+        make(tmp_path, plan=None, epsilon=1.0, delta=1e-5, epochs=1, relation="sideways")
+
+
 def test_runs_on_one_ledger_add_up(tmp_path: Path) -> None:
     for _ in range(2):
         step, loader = make(tmp_path)
@@ -169,7 +230,7 @@ def test_a_named_run_goes_on_with_its_budget(tmp_path: Path) -> None:
     step, loader = make(tmp_path, run="mine")
     step(next(iter(loader)))
     again, _ = make(tmp_path, run="mine")
-    assert again.account.steps_left == 0  # the first lease took all ten steps
+    assert again.account.steps_left == 9  # a short plan leases one step at a time
     with pytest.raises(LedgerError, match="another plan"):
         make(tmp_path, run="mine", plan=make_plan(noise_multiplier=0.9))
 
@@ -250,6 +311,18 @@ def test_a_missing_promise_is_asked_for(tmp_path: Path, missing: str) -> None:
     promise.pop(missing)
     with pytest.raises(ConfigError, match="or a plan"):
         make(tmp_path, plan=None, **promise)
+
+
+def test_a_batch_size_above_the_records_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="sampling rate"):
+        make(
+            tmp_path,
+            loader=make_loader(batch_size=RECORDS + 1),
+            plan=None,
+            epsilon=1.0,
+            delta=1e-5,
+            epochs=1,
+        )
 
 
 def test_a_plan_for_other_records_is_refused(tmp_path: Path) -> None:

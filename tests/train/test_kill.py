@@ -20,6 +20,7 @@ from dither.data.store import RecordStore
 from dither.privacy.ledger import Ledger
 from dither.train.checkpoint import latest_checkpoint, load_checkpoint
 from dither.train.models import mlp
+from dither.train.run import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,7 +68,9 @@ def check_files(folder: Path, store: RecordStore) -> None:
         import torch
 
         model = mlp(store.feature_dim, (8,), 2)
-        load_checkpoint(path, model, torch.optim.SGD(model.parameters(), 1.0, momentum=0.9))
+        load_checkpoint(
+            path, open_run(folder).id, model, torch.optim.SGD(model.parameters(), 1.0, momentum=0.9)
+        )
 
 
 def try_one(store: RecordStore, folder: Path, moment: float) -> Trial:

@@ -28,7 +28,9 @@ from dither.errors import (
     DataError,
     LedgerBehindError,
     LedgerError,
+    ModelError,
     OutputError,
+    StoppedError,
 )
 from dither.privacy.ledger import Ledger
 from dither.train.loop import run_training
@@ -160,6 +162,16 @@ def test_resuming_a_finished_run_changes_nothing_and_charges_nothing(
     assert summary_of(folder)["steps"]["charged"] == 20
 
 
+def test_a_run_that_is_asked_to_stop_saves_a_checkpoint(store: RecordStore, tmp_path: Path) -> None:
+    config = options(store, tmp_path / "run", lease=1)
+    asked = iter([False] * 6 + [True] * 100)
+    with pytest.raises(StoppedError, match="step 7"):
+        run_training(config, stop=lambda: next(asked))
+    run_training(TrainConfig(resume=tmp_path / "run"))
+    steps = summary_of(tmp_path / "run")["steps"]
+    assert steps == {"planned": 20, "taken": 20, "charged": 20, "lost": 0}
+
+
 def test_a_crash_before_the_first_step_loses_nothing(store: RecordStore, tmp_path: Path) -> None:
     config = options(store, tmp_path / "run")
 
@@ -228,6 +240,67 @@ def test_a_checkpoint_of_another_model_is_refused(store: RecordStore, tmp_path: 
     (second / "checkpoints" / name).write_bytes((first / "checkpoints" / name).read_bytes())
     with pytest.raises(CheckpointError, match="another model"):
         run_training(TrainConfig(resume=second))
+
+
+def test_a_checkpoint_of_another_run_is_refused(store: RecordStore, tmp_path: Path) -> None:
+    """Above all an unprotected run's model in a private run's folder."""
+    plain = run_training(options(store, tmp_path / "plain", private=False))
+    private = crash(options(store, tmp_path / "private"), 12)
+    newest = max((plain / "checkpoints").iterdir())
+    (private / "checkpoints" / newest.name).write_bytes(newest.read_bytes())
+    with pytest.raises(CheckpointError, match="not covered"):
+        run_training(TrainConfig(resume=private))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    facts = json.loads(path.read_bytes())
+    for name, value in changes.items():
+        part = facts["config"] if name in facts["config"] else facts
+        part[name] = value
+    path.write_text(json.dumps(facts))
+
+
+def test_an_edited_run_cannot_turn_unprotected_unseen(records: Path, tmp_path: Path) -> None:
+    store = build_store(records, "employment", tmp_path / "hospital", sensitive=True)
+    first = crash(options(store, tmp_path / "first"), 12)
+    edit(first / "run.json", plan=None)
+    with pytest.raises(CheckpointError, match="edited"):
+        run_training(TrainConfig(resume=first))
+    second = crash(options(store, tmp_path / "second"), 12)
+    edit(second / "private" / "run.json", private=False)
+    with pytest.raises(ConfigError, match="--force"):
+        run_training(TrainConfig(resume=second))
+    third = crash(options(store, tmp_path / "third", private=False, force=True), 12)
+    edit(third / "private" / "run.json", private=True, force=False)
+    with pytest.raises(CheckpointError, match="edited"):
+        run_training(TrainConfig(resume=third))
+
+
+def test_more_steps_or_less_noise_by_editing_are_refused(
+    store: RecordStore, tmp_path: Path
+) -> None:
+    folder = crash(options(store, tmp_path / "run"), 12)
+    facts = json.loads((folder / "run.json").read_bytes())
+    for change in ({"steps": 500}, {"noise_multiplier": 0.5}):
+        edit(folder / "run.json", plan={**facts["plan"], **change})
+        with pytest.raises(LedgerError, match="plan"):
+            run_training(TrainConfig(resume=folder))
+
+
+def test_resuming_without_the_ledger_is_refused_and_makes_none(
+    store: RecordStore, tmp_path: Path
+) -> None:
+    folder = crash(options(store, tmp_path / "run"), 12)
+    store.ledger_path.unlink()
+    with pytest.raises(LedgerError, match="no file"):
+        run_training(TrainConfig(resume=folder))
+    assert not store.ledger_path.exists()
+
+
+def test_a_diverged_model_is_named(store: RecordStore, tmp_path: Path) -> None:
+    config = options(store, tmp_path / "run", learning_rate=1e30)
+    with pytest.raises(ModelError, match="diverged"):
+        run_training(config)
 
 
 def test_checkpoints_hold_released_state_only(store: RecordStore, tmp_path: Path) -> None:

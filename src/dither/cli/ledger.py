@@ -13,7 +13,7 @@ from rich.table import Table
 from dither.config import LedgerConfig
 from dither.errors import LedgerError
 from dither.privacy.events import event_to_json
-from dither.privacy.ledger import Ledger
+from dither.privacy.ledger import Entry, Ledger
 
 
 def run(config: LedgerConfig) -> None:
@@ -32,7 +32,7 @@ def describe(config: LedgerConfig) -> dict[str, Any]:
     """
     path, run_id = find_ledger(config.where)
     ledger = Ledger.open(path)
-    delta = config.delta or _delta(ledger, run_id)
+    delta = config.delta or _delta(ledger, config.where, run_id)
     parts = {"total": _part(ledger, None, delta)}
     if run_id is not None:
         parts = {"run": {"id": run_id, **_part(ledger, run_id, delta)}, **parts}
@@ -47,7 +47,23 @@ def describe(config: LedgerConfig) -> dict[str, Any]:
         "entries": head.sequence,
         "head": head.hash,
         **parts,
+        "runs": _runs(ledger, delta),
     }
+
+
+def _runs(ledger: Ledger, delta: float) -> list[dict[str, Any]]:
+    by_name: dict[str, list[Entry]] = {}
+    for entry in ledger.entries():
+        by_name.setdefault(entry.run, []).append(entry)
+    return [
+        {
+            "id": name,
+            "started": entries[0].time,
+            "releases": sum(entry.count for entry in entries if entry.kind == "lease"),
+            "epsilon": _finite(ledger.epsilon(delta, name)),
+        }
+        for name, entries in by_name.items()
+    ]
 
 
 def find_ledger(where: Path) -> tuple[Path, str | None]:
@@ -61,8 +77,14 @@ def find_ledger(where: Path) -> tuple[Path, str | None]:
         private = json.loads((where / "private" / "run.json").read_bytes())
         given = private["config"]["ledger"]
         return Path(given or f"{private['store']}/ledger.sqlite"), run_id
-    if where.is_dir():
+    if (where / "ledger.sqlite").is_file():
         return where / "ledger.sqlite", None
+    if (where / "manifest.json").is_file():
+        raise LedgerError(
+            expected=f"charges against the records in {where}",
+            got="none: nothing was trained on them, or their ledger is elsewhere",
+            fix="name the --ledger file that the runs were given, if any",
+        )
     if where.is_file():
         return where, None
     raise LedgerError(
@@ -85,8 +107,10 @@ def _part(ledger: Ledger, run_id: str | None, delta: float) -> dict[str, Any]:
     }
 
 
-def _delta(ledger: Ledger, run_id: str | None) -> float:
-    deltas = [e.detail["plan"]["delta"] for e in ledger.entries(run_id) if e.kind == "plan"]
+def _delta(ledger: Ledger, where: Path, run_id: str | None) -> float:
+    if run_id is not None:
+        return float(json.loads((where / "run.json").read_bytes())["config"]["delta"])
+    deltas = [e.detail["plan"]["delta"] for e in ledger.entries() if e.kind == "plan"]
     return min(deltas, default=1e-7)
 
 
@@ -120,3 +144,8 @@ def _print(facts: dict[str, Any], console: Console) -> None:
                 epsilon if index == 0 else "",
             )
     console.print(table)
+    runs = Table("run", "started", "releases charged", f"ε at δ = {facts['delta']:g}")
+    for each in facts["runs"]:
+        epsilon = "∞" if each["epsilon"] is None else f"{each['epsilon']:.6f}"
+        runs.add_row(each["id"], each["started"][:19], str(each["releases"]), epsilon)
+    console.print(runs)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dither import __version__, config
-from dither.errors import DitherError, DitherWarning
+from dither.errors import DitherError, DitherWarning, StoppedError
 
 _sub = tyro.conf.subcommand
 
@@ -66,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", DitherWarning)
             warnings.showwarning = _show_warning
             importlib.import_module(f"dither.cli.{_MODULES[type(options)]}").run(options)
+    except StoppedError as error:
+        console.print(f"stopped: {escape(error.got)}. To go on: {escape(error.fix)}.")
+        return 130
     except DitherError as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 2

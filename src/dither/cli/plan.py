@@ -49,6 +49,10 @@ def make_plan(config: PlanConfig) -> Plan:
             got=str(config.batch_size),
             fix="lower it, or correct --records",
         )
+    if config.epochs is not None and not 0.0 < config.epochs < 1e9:
+        raise ConfigError(
+            expected="--epochs above 0", got=repr(config.epochs), fix="choose for instance 3"
+        )
     rate = config.batch_size / config.records
     steps = config.steps if config.steps is not None else math.ceil((config.epochs or 0) / rate)
     relation = Relation(config.relation)

@@ -5,7 +5,7 @@ The oracle that faster engines are tested against.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,17 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from dither.clipping.arithmetic import ROWS, clip_factors, norms, weighted_sums
+from dither.clipping.leaks import check_no_state
 from dither.clipping.loss import PerExampleLoss, require_per_example
 from dither.errors import ConfigError, ModelError
 from dither.noise.entropy import Entropy
+from dither.privacy.plan import check_clip
 from dither.privacy.ticket import SampleTicket
 from dither.release.bounded_sum import BoundedSum
 
-# At most this many rows in one float32 product; chunks add up in float64. Together they keep the
-# effect of one record on the rounding of all others below the plan's numeric slack.
 _MAX_ROWS = 256
 _CHUNK_ELEMENTS = 1 << 23  # of per-example gradients at a time: 32 MiB of float32
-
-_NORM_BLOCK = 4096
 
 # Gradient norms are counted in these bins, as multiples of the clip bound.
 NORM_EDGES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0, 16.0, 64.0)
@@ -37,14 +36,17 @@ class Clipping:
 
     Attributes:
         l2_clip: C, the largest L2 norm of one example's gradient; larger ones are scaled down.
+        expected_rows: Expected batch size, public; small ones make small chunks. Speed only.
     """
 
     l2_clip: float
+    expected_rows: int = _MAX_ROWS
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.l2_clip < float("inf"):
+        check_clip(self.l2_clip)
+        if self.expected_rows < 1:
             raise ConfigError(
-                expected="a finite clip bound above 0", got=repr(self.l2_clip), fix="choose 1.0"
+                expected="expected rows of at least 1", got=str(self.expected_rows), fix="raise it"
             )
 
 
@@ -99,8 +101,9 @@ def clipped_sum(
     Sensitivity: each example is run by itself (`vmap` over batches of one), so its contribution
     g·min(1, C/‖g‖₂) depends on no other example and has norm at most C; a non-finite gradient
     counts as zero, also in the product. One record more or less hence moves the sum by at most C
-    in exact arithmetic. Dropout and the like draw fresh entropy each call, or one record's absence
-    would shift everyone else's masks (PRIVACY-REVIEW A5).
+    in exact arithmetic, and by `required_slack` more as computed. Dropout
+    and the like draw fresh entropy each call, or one record's absence would shift everyone else's
+    masks (PRIVACY-REVIEW A5).
 
     Args:
         model: Its trainable parameters are differentiated; nothing is left on them.
@@ -119,20 +122,21 @@ def clipped_sum(
     tensors = _as_tensors(data)
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
-    losses, norms = [], []
+    losses, lengths = [], []
     per_example = _per_example_gradients(model, loss_fn, tensors)
     for chunk in _chunks(per_example, parameters, tensors, clipping, entropy.seed()):
+        check_no_state(model, loss_fn)
         for name, value in chunk.total.items():
             total[name] += value
         losses.append(chunk.losses)
-        norms.append(chunk.norms)
+        lengths.append(chunk.norms)
     bounded = BoundedSum(
         chunks=(total,),
         dimension=sum(p.numel() for p in parameters.values()),
         l2_clip=clipping.l2_clip,
         ticket=ticket,
     )
-    return ClippedSum(bounded, _diagnose(losses, norms, clipping))
+    return ClippedSum(bounded, _diagnose(losses, lengths, clipping))
 
 
 def _chunks(
@@ -142,15 +146,33 @@ def _chunks(
     clipping: Clipping,
     seed: int,
 ) -> Iterator[_Chunk]:
-    size = sum(p.numel() for p in parameters.values())
-    rows = max(1, min(_MAX_ROWS, _CHUNK_ELEMENTS // size))
+    rows = _chunk_rows(parameters, clipping)
     devices = [tensor.device for tensor in tensors if tensor.is_cuda]
-    with torch.random.fork_rng(devices), torch.no_grad():
+    device = tensors[0].device.type
+    with (
+        torch.random.fork_rng(devices),
+        torch.no_grad(),
+        torch.autocast(device, enabled=False),  # in bf16 one record would move the sum by 1.7 C
+    ):
         torch.manual_seed(seed)
         for start in range(0, tensors[0].shape[0], rows):
-            part = tuple(tensor[start : start + rows] for tensor in tensors)
+            part = tuple(_padded(tensor[start : start + rows], rows) for tensor in tensors)
+            real = torch.arange(rows, device=tensors[0].device) < tensors[0].shape[0] - start
             gradients, losses = per_example(parameters, part)
-            yield _clip(gradients, losses, clipping)
+            yield _clip(gradients, losses, real, clipping)
+
+
+def _chunk_rows(parameters: Mapping[str, Tensor], clipping: Clipping) -> int:
+    """Return the rows of every chunk: a number that does not depend on the records."""
+    size = sum(p.numel() for p in parameters.values())
+    rows = min(_MAX_ROWS, clipping.expected_rows, _CHUNK_ELEMENTS // max(1, size))
+    return max(1, -(-rows // ROWS)) * ROWS
+
+
+def _padded(part: Tensor, rows: int) -> Tensor:
+    """Return the rows with zeros behind: a chunk of another shape would round other rows anew."""
+    missing = part.new_zeros((rows - part.shape[0], *part.shape[1:]))
+    return torch.cat([part, missing]) if missing.shape[0] else part
 
 
 def _per_example_gradients(
@@ -172,45 +194,41 @@ def _per_example_gradients(
     ) -> tuple[dict[str, Tensor], Tensor]:
         try:
             return mapped(parameters, *part)
-        except RuntimeError as error:
-            raise ModelError(
-                expected="a model that torch.func can run one example at a time",
-                got=str(error).split("\n")[0],
-                fix="replace the layer or in-place update that the message names",
-            ) from error
+        except ModelError:
+            raise
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            raise _explain(error, len(part)) from error
 
     return run
 
 
-def _clip(gradients: dict[str, Tensor], losses: Tensor, clipping: Clipping) -> _Chunk:
+# What PyTorch says of things that cannot be taken example by example, and what to do about each.
+_FIXES = {
+    "saved tensor hooks": "turn gradient checkpointing off: batches are taken in chunks already",
+    "setup_context": "turn gradient checkpointing off: batches are taken in chunks already",
+    "Sparse": "use sparse=False: noise reaches every row anyway",
+    "positional argument": "make batch items (input, ..., target), with the model's own inputs",
+}
+
+
+def _explain(error: Exception, items: int) -> ModelError:
+    text = str(error)
+    said = " ".join(text.split())[:200].rstrip(". ")
+    fix = "replace the layer or in-place update that the message names"
+    return ModelError(
+        expected="a model and loss that work on one example, as a batch of one",
+        got=f"{type(error).__name__}: {said} (from {items - 1} inputs and a target)",
+        fix=next((mend for sign, mend in _FIXES.items() if sign in text), fix),
+    )
+
+
+def _clip(gradients: dict[str, Tensor], losses: Tensor, real: Tensor, clipping: Clipping) -> _Chunk:
     flat = {name: g.reshape(g.shape[0], -1) for name, g in gradients.items()}
-    norms = _norms(flat.values())
-    finite = torch.isfinite(norms) & torch.isfinite(losses)
-    factor = torch.where(finite, (clipping.l2_clip / norms).clamp(max=1.0), 0.0)
-    factor = torch.where(norms == 0.0, 1.0, factor)
-    if not finite.all():  # 0·NaN is NaN: the operand is masked too
-        flat = {name: torch.where(finite[:, None], g, 0.0) for name, g in flat.items()}
-    total = {
-        name: (factor.to(g.dtype) @ g).double().reshape(gradients[name].shape[1:])
-        for name, g in flat.items()
-    }
-    return _Chunk(total, losses.double(), norms)
-
-
-def _norms(gradients: Iterable[Tensor]) -> Float64[Tensor, " rows"]:
-    """Return L2 norms over all parameters of each example.
-
-    Float32 within blocks, float64 across them: a sum of n squares in float32 may lose n·2⁻²⁴ of
-    itself to one large entry, so blocks of 4096 keep the error below 2.5e-4, an eighth of the
-    plan's numeric slack, for any gradient. A norm that overflows is infinite, so masked.
-    """
-    blocks = [
-        torch.linalg.vector_norm(block, dim=1).double()
-        for gradient in gradients
-        for block in torch.split(gradient, _NORM_BLOCK, dim=1)
-    ]
-    norms: Tensor = torch.linalg.vector_norm(torch.stack(blocks), dim=0)
-    return norms
+    lengths = norms(flat.values())
+    counted = real & torch.isfinite(lengths) & torch.isfinite(losses)
+    sums = weighted_sums(flat, clip_factors(lengths, counted, clipping.l2_clip), counted)
+    total = {name: value.reshape(gradients[name].shape[1:]) for name, value in sums.items()}
+    return _Chunk(total, losses.double()[real], lengths[real])
 
 
 def _diagnose(losses: list[Tensor], norms: list[Tensor], clipping: Clipping) -> Diagnostics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -35,9 +36,20 @@ def check_model(model: nn.Module) -> None:
                 got=f"{where}, a lazy layer",
                 fix="run one batch of made-up data through the model first",
             )
+    _check_precision(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(
             expected="at least one trainable parameter",
             got="none",
             fix="set requires_grad on what should be trained",
         )
+
+
+def _check_precision(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype not in {torch.float32, torch.float64}:
+            raise ModelError(
+                expected="trainable parameters in float32 or float64",
+                got=f"{parameter.dtype} at '{name}'",
+                fix="call model.float(): rounding in fewer bits would exceed the numeric slack",
+            )

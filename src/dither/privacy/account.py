@@ -25,7 +25,8 @@ class Account:
         ledger: The record store's ledger.
         run: Name of the run in the ledger.
         plan: What the run promised; recorded in the ledger before the first charge.
-        lease: Releases charged per write, at least 1. Speed only.
+        lease: Releases charged per write, at least 1. Speed only; by default 64, and fewer for
+            short plans, so that a stop loses at most a sixteenth of them.
         records: Content hash of the records, for accounts that several stores share.
         insecure: Why this run is not private (a seeded generator); written down as ε = ∞.
 
@@ -39,11 +40,11 @@ class Account:
         run: str,
         plan: Plan,
         *,
-        lease: int = LEASE,
+        lease: int | None = None,
         records: str | None = None,
         insecure: str | None = None,
     ) -> None:
-        if lease < 1:
+        if lease is not None and lease < 1:
             raise ReleaseError(
                 expected="a lease of at least 1 release", got=str(lease), fix="choose 64"
             )
@@ -55,10 +56,18 @@ class Account:
         if insecure is not None:
             ledger.record_non_private(run, insecure, {})
         self.insecure = insecure
-        self._lease = lease
+        self._lease = lease or max(1, min(LEASE, plan.steps // 16))
         self._ready = 0
+        self._head = ledger.head()
         self._owner = os.getpid()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> str:
+        raise ReleaseError(
+            expected="one account object for one lease",
+            got="an attempt to copy or pickle it",
+            fix="open the account again where it is needed",
+        )
 
     @property
     def steps_left(self) -> int:
@@ -87,9 +96,10 @@ class Account:
         self._forget_if_forked()
         with self._lock:
             if self._ready == 0:
-                self._ready = self.ledger.charge(
-                    self.run, event, self._lease, limit=self.plan.steps
-                )
+                self.ledger.require(self._head)  # not rolled back since the last lease
+                limit = self.plan.steps
+                self._ready = self.ledger.charge(self.run, event, self._lease, limit=limit)
+                self._head = self.ledger.head()
             self._ready -= 1
 
     def _forget_if_forked(self) -> None:

@@ -11,7 +11,7 @@ from dither.errors import ConfigError
 from dither.privacy.accountant import epsilon
 from dither.privacy.events import Relation, SampledGaussian
 
-_SMALLEST, _LARGEST = 2.0**-6, 2.0**14
+_SMALLEST, _LARGEST = 2.0**-4, 2.0**14
 
 
 @lru_cache(maxsize=64)

@@ -132,13 +132,7 @@ class Ledger:
                 )
             database.execute("COMMIT")
         ledger = cls.open(path, store=store, busy_seconds=busy_seconds)
-        ledger.require_kind(unit, relation)
-        if sensitive and not ledger.header.sensitive:
-            raise LedgerError(
-                expected="an account of records marked sensitive",
-                got=f"one marked as not sensitive in {path}",
-                fix="open a new account for these records; the mark of an old one is fixed",
-            )
+        ledger.require_kind(unit, relation, sensitive=sensitive)
         return ledger
 
     @classmethod
@@ -164,7 +158,7 @@ class Ledger:
                 )
             for _ in _read_entries(database, path):
                 pass
-        return cls(path, header, busy_seconds)
+        return cls(path.absolute(), header, busy_seconds)
 
     def entries(self, run: str | None = None) -> list[Entry]:
         """Return the verified entries, of one run or of all.
@@ -275,6 +269,7 @@ class Ledger:
         with connect(self.path, self._busy_seconds) as database:
             database.execute("BEGIN IMMEDIATE")
             try:
+                self._require_unchanged(database)
                 yield database
             except BaseException:
                 # SQLite has rolled back by itself after a full disk; the first error must show.
@@ -282,6 +277,16 @@ class Ledger:
                     database.execute("ROLLBACK")
                 raise
             database.execute("COMMIT")
+
+    def _require_unchanged(self, database: sqlite3.Connection) -> None:
+        """Refuse to charge a file that was put in this one's place."""
+        found = _read_header(database, self.path)
+        if found.id != self.header.id:
+            raise LedgerError(
+                expected=f"account {self.header.id} in {self.path}",
+                got=f"account {found.id}",
+                fix="restore the ledger that this run was opened with",
+            )
 
     def _insert(
         self,
@@ -301,17 +306,23 @@ class Ledger:
             "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, entry_hash(head.hash, row))
         )
 
-    def require_kind(self, unit: Unit, relation: Relation) -> None:
+    def require_kind(self, unit: Unit, relation: Relation, *, sensitive: bool = False) -> None:
         """Refuse a plan of another unit or relation than the account's.
 
         Raises:
-            LedgerError: They differ.
+            LedgerError: They differ, or records are sensitive and the account is not marked so.
         """
         if (self.header.unit, self.header.relation) != (unit, relation):
             raise LedgerError(
                 expected=f"an account per {unit} under {relation}",
                 got=f"one per {self.header.unit} under {self.header.relation} in {self.path}",
                 fix="use the account's unit and relation: budgets of two kinds do not add up",
+            )
+        if sensitive and not self.header.sensitive:
+            raise LedgerError(
+                expected="an account of records marked sensitive",
+                got=f"one marked as not sensitive in {self.path}",
+                fix="open a new account for these records; the mark of an old one is fixed",
             )
 
 

@@ -21,6 +21,9 @@ from dither.privacy.trust import CENTRAL, Trust, parse_trust
 _CLIP_RANGE = (1e-9, 1e9)
 
 
+_NOISE_RANGE = (0.03, 1e6)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A promise of (ε, δ)-differential privacy for a run of noisy steps.
@@ -60,13 +63,7 @@ class Plan:
     def __post_init__(self) -> None:
         _check_at_least("records", self.records, 1)
         _check_at_least("steps", self.steps, 1)
-        _check_positive("l2_clip", self.l2_clip)
-        if not _CLIP_RANGE[0] <= self.l2_clip <= _CLIP_RANGE[1]:
-            raise ConfigError(
-                expected=f"an l2_clip in [{_CLIP_RANGE[0]:g}, {_CLIP_RANGE[1]:g}]",
-                got=repr(self.l2_clip),
-                fix="scale the loss: squares of float32 gradients must not underflow or overflow",
-            )
+        check_clip(self.l2_clip)
         _check_positive("numeric_slack", self.numeric_slack)
         _check_positive("lattice_slack", self.lattice_slack)
         check_delta(self.delta)
@@ -77,6 +74,12 @@ class Plan:
                 fix="use a rate below 1 with poisson, or rate 1 with full",
             )
         _ = self.event  # checks rate and noise multiplier
+        if not _NOISE_RANGE[0] <= self.noise_multiplier <= _NOISE_RANGE[1]:
+            raise ConfigError(
+                expected=f"a noise multiplier in [{_NOISE_RANGE[0]:g}, {_NOISE_RANGE[1]:g}]",
+                got=repr(self.noise_multiplier),
+                fix="choose about 1; less noise than this range would protect nothing",
+            )
         if self.delta >= 1.0 / self.records:
             _warn(
                 f"delta {self.delta:g} is not below 1/n = {1 / self.records:.3g}: publishing "
@@ -245,6 +248,20 @@ class Plan:
     def with_noise_multiplier(self, noise_multiplier: float) -> Plan:
         """Return the same plan with another z."""
         return replace(self, noise_multiplier=noise_multiplier)
+
+
+def check_clip(l2_clip: float) -> None:
+    """Refuse a clip bound that float32 gradients cannot be held to.
+
+    Raises:
+        ConfigError: It is not finite, or outside [1e-9, 1e9].
+    """
+    if not _CLIP_RANGE[0] <= l2_clip <= _CLIP_RANGE[1]:
+        raise ConfigError(
+            expected=f"an l2_clip in [{_CLIP_RANGE[0]:g}, {_CLIP_RANGE[1]:g}]",
+            got=repr(l2_clip),
+            fix="choose 1, or scale the loss: squares of float32 must not underflow or overflow",
+        )
 
 
 def _warn(text: str) -> None:

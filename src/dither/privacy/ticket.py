@@ -22,13 +22,13 @@ class SampleTicket:
         secret: Whether nobody can know or repeat the draw.
     """
 
-    __slots__ = ("_owner", "_spent", "kind", "rate", "secret")
+    __slots__ = ("_owner", "_unspent", "kind", "rate", "secret")
 
     def __init__(self, kind: SamplerKind, rate: float, *, secret: bool) -> None:
         self.kind = kind
         self.rate = rate
         self.secret = secret
-        self._spent = False
+        self._unspent = [True]  # popping is atomic, also between threads
         self._owner = os.getpid()
 
     def spend(self, plan: Plan) -> None:
@@ -37,12 +37,8 @@ class SampleTicket:
         Raises:
             SamplingError: It was used before, or the plan charges another sampler or rate.
         """
-        if self._spent:
-            raise SamplingError(
-                expected="a fresh sample for every release",
-                got="a batch that was released before",
-                fix="take the next batch from the loader, also after an error",
-            )
+        if not self._unspent:
+            raise _spent()
         if os.getpid() != self._owner:
             raise SamplingError(
                 expected="a sample that stays in its process",
@@ -55,7 +51,10 @@ class SampleTicket:
                 got=f"a {self.kind} sample at rate {self.rate!r}",
                 fix="iterate over the loader that make_private returned",
             )
-        self._spent = True
+        try:
+            self._unspent.pop()
+        except IndexError:
+            raise _spent() from None
 
     def __reduce__(self) -> str:
         raise SamplingError(
@@ -63,3 +62,11 @@ class SampleTicket:
             got="an attempt to copy or pickle its ticket",
             fix="draw a fresh sample where it is needed",
         )
+
+
+def _spent() -> SamplingError:
+    return SamplingError(
+        expected="a fresh sample for every release",
+        got="a batch that was released before",
+        fix="take the next batch from the loader, also after an error",
+    )

@@ -136,7 +136,8 @@ def _epsilon(run: Run) -> Drawing:
     def paint(axes: Axes) -> None:
         steps = [0, *(point.step for point in points)]
         spent = [0.0, *(point.epsilon or 0.0 for point in points)]
-        _line(axes, steps, spent, _looks(run, None)[0], "ε spent")
+        # ε grows fastest at first, so between checkpoints only the next one's value is a bound.
+        axes.step(steps, spent, where="pre", color=SERIES[0], label="ε spent, at most")
         if budget is not None:
             axes.axhline(budget, color=INK, linestyle=(0, (2, 2)), linewidth=1.4, label="budget")
         axes.set_ylim(bottom=0.0)

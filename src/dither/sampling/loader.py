@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import (
@@ -22,6 +24,7 @@ from torch.utils.data import (
 from dither.errors import SamplingError
 from dither.privacy.ticket import SampleTicket
 from dither.sampling.poisson import PoissonSampler
+from dither.sampling.secret import SecretItems
 
 Collate = Callable[[list[Any]], Any]
 
@@ -76,7 +79,8 @@ class PoissonLoader:
     ) -> None:
         self.sampler = sampler
         self.batches = batches
-        self._dataset = dataset
+        self._entropy = sampler.entropy.stream("augmentation")
+        self._dataset = SecretItems(dataset, self._entropy)
         self._collate = _WithEmpty(collate or default_collate, dataset)
         self._options = dict(options or {})
 
@@ -89,6 +93,7 @@ class PoissonLoader:
             self._dataset,
             batch_sampler=_Draws(self.sampler, self.batches, drawn),  # type: ignore[arg-type]
             collate_fn=self._collate,
+            generator=torch.Generator().manual_seed(self._entropy.seed()),  # of the workers
             **self._options,
         )
         for data in batches:  # the DataLoader keeps the order in which rows were drawn
@@ -107,7 +112,7 @@ def poisson_loader(loader: DataLoader[Any], sampler: PoissonSampler) -> PoissonL
     return PoissonLoader(
         loader.dataset,
         sampler,
-        len(loader),
+        math.ceil(1.0 / sampler.rate),  # not len(loader): under add_remove n itself is private
         collate=loader.collate_fn,
         options={name: getattr(loader, name) for name in _KEPT},
     )

@@ -52,18 +52,18 @@ class PoissonSampler:
         self.records = records
         self.rate = rate
         self.kind = SamplerKind.FULL if rate == 1.0 else SamplerKind.POISSON
-        self._entropy = entropy or OsEntropy()
+        self.entropy = entropy or OsEntropy()
         threshold = int(Fraction(rate) * 2**_BITS)
         self._first_byte, self._rest = divmod(threshold, 1 << (_BITS - 8))
 
     def draw(self) -> Sample:
         """Return a fresh sample."""
-        ticket = SampleTicket(self.kind, self.rate, secret=self._entropy.secret)
+        ticket = SampleTicket(self.kind, self.rate, secret=self.entropy.secret)
         if self.kind is SamplerKind.FULL:
             return Sample(np.arange(self.records, dtype=np.int64), ticket)
-        first = self._entropy.draw(self.records)
+        first = self.entropy.draw(self.records)
         chosen = first < self._first_byte
         undecided = np.flatnonzero(first == self._first_byte)
-        rest = self._entropy.draw(8 * undecided.size).view(np.uint64) >> np.uint64(8)
+        rest = self.entropy.draw(8 * undecided.size).view(np.uint64) >> np.uint64(8)
         chosen[undecided] = rest < self._rest
         return Sample(np.flatnonzero(chosen).astype(np.int64), ticket)

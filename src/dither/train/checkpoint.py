@@ -33,6 +33,7 @@ class Checkpoint:
     No sums before noise, no sampler state and no key is ever stored, so nothing can be repeated.
 
     Attributes:
+        run: The run that made it; another run's is refused.
         step: Steps that made this model.
         spent: Releases made by then, those of lost lineages included.
         head: The ledger's last entry then; a ledger without it is refused on resume.
@@ -40,6 +41,7 @@ class Checkpoint:
         timing: The same by part.
     """
 
+    run: str
     step: int
     spent: int
     head: Head | None
@@ -62,6 +64,7 @@ def save_checkpoint(
         "format": _FORMAT,
         "model": fingerprint(model),
         "optimizer": rest,
+        "run": checkpoint.run,
         "step": checkpoint.step,
         "spent": checkpoint.spent,
         "head": None if head is None else [head.sequence, head.hash],
@@ -81,8 +84,8 @@ def save_weights(path: Path, model: nn.Module) -> None:
     write_atomic(path, save(weights))
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Checkpoint:
-    """Read a checkpoint into a model and an optimizer of the same make.
+def load_checkpoint(path: Path, run: str, model: nn.Module, optimizer: Optimizer) -> Checkpoint:
+    """Read a run's checkpoint into a model and an optimizer of the same make.
 
     Raises:
         CheckpointError: Damaged, of another version, or of another model. Nothing is changed.
@@ -94,11 +97,18 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Check
             got=f"one of another model in {path}",
             fix="resume with the options the run was started with",
         )
+    if facts["run"] != run:
+        raise CheckpointError(
+            expected=f"a checkpoint of run {run}",
+            got=f"one of run {facts['run']} in {path}: its model is not covered by this promise",
+            fix="delete this file to resume from the run's own",
+        )
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     model.load_state_dict(weights)
     optimizer.load_state_dict(_unflatten_optimizer(tensors, facts["optimizer"]))
     head = facts["head"]
     return Checkpoint(
+        run=run,
         step=facts["step"],
         spent=facts["spent"],
         head=None if head is None else Head(*head),

@@ -6,7 +6,7 @@ import math
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -39,10 +39,11 @@ def make_private(
     l2_clip: float = 1.0,
     plan: Plan | None = None,
     store: str = "unnamed records",
-    relation: Literal["zero_out", "replace_one"] = "zero_out",
+    relation: str = "zero_out",
     sensitive: bool = True,
     run: str | None = None,
     insecure_seed: int | None = None,
+    lease: int | None = None,
     force: bool = False,
 ) -> tuple[PrivateStep, PoissonLoader]:
     """Turn a model, its optimizer and a loader into a private step and a Poisson loader.
@@ -66,11 +67,13 @@ def make_private(
         l2_clip: Bound on the L2 norm of one record's gradient.
         plan: A ready plan, instead of epsilon, delta, epochs, l2_clip and relation.
         store: Name of the records, which the ledger is bound to.
-        relation: Neighbouring relation (add_remove needs a plan with a declared n).
+        relation: ``zero_out`` or ``replace_one`` (add_remove needs a plan with a declared n).
         sensitive: Whether unprotected use must be forced.
         run: Name of this run in the ledger; name a run of before to go on with its budget.
         insecure_seed: Reproducible noise for debugging. NOT PRIVATE: charged as ε = ∞, and refused
             on sensitive records unless ``force``.
+        lease: Releases charged per ledger write; by default 64, fewer for short plans. What is
+            left of the last one stays charged when the process ends.
         force: See ``insecure_seed``.
 
     Returns:
@@ -109,7 +112,7 @@ def make_private(
         delta=delta,
         epochs=epochs,
         l2_clip=l2_clip,
-        relation=Relation(relation),
+        relation=_relation(relation),
     )
     _check_records(promise, records)
     entropy: Entropy = OsEntropy() if insecure_seed is None else InsecureSeed(insecure_seed)
@@ -117,7 +120,7 @@ def make_private(
     reason = None
     if not entropy.secret:
         reason = unprotected(book, f"insecure seed {insecure_seed}", force=force)
-    account = Account(book, run or uuid.uuid4().hex, promise, insecure=reason)
+    account = Account(book, run or uuid.uuid4().hex, promise, lease=lease, insecure=reason)
     step = PrivateStep(
         model, optimizer, loss_fn=per_example(loss_fn), account=account, entropy=entropy
     )
@@ -150,8 +153,8 @@ def _plan(
     return Plan.calibrate(
         epsilon=epsilon,
         records=records,
-        batch_size=min(loader.batch_size or 1, records),
-        steps=epochs * math.ceil(len(loader)),
+        batch_size=loader.batch_size or 1,
+        steps=epochs * math.ceil(records / (loader.batch_size or 1)),
         delta=delta,
         l2_clip=l2_clip,
         relation=relation,
@@ -173,8 +176,19 @@ def _check_records(plan: Plan, records: int) -> None:
         )
 
 
+def _relation(name: str) -> Relation:
+    if name not in {"zero_out", "replace_one"}:
+        raise ConfigError(
+            expected="relation zero_out or replace_one",
+            got=repr(name),
+            fix="name one of them; add_remove needs a plan with a declared number of records",
+        )
+    return Relation(name)
+
+
 def _open(ledger: str | Path | Ledger, store: str, plan: Plan, sensitive: bool) -> Ledger:
     if isinstance(ledger, Ledger):
+        ledger.require_kind(plan.unit, plan.relation, sensitive=sensitive)
         return ledger
     return Ledger.create(
         Path(ledger), store=store, unit=plan.unit, relation=plan.relation, sensitive=sensitive

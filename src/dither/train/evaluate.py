@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss, precision_recall_curve, roc_auc_score, roc
 from torch import nn
 
 from dither.data.store import RecordStore
+from dither.errors import ModelError
 
 _ROWS = 16_384
 _POINTS = 400
@@ -24,8 +25,14 @@ class HeldOut:
     labels: Int64[np.ndarray, " records"]
 
     def metrics(self) -> dict[str, float]:
-        """Return area under the ROC curve, and unweighted cross-entropy in nats."""
+        """Return area under the ROC curve, and unweighted cross-entropy in nats.
+
+        Beside it the loss of guessing the held-out share of positives for everyone: clipping can
+        leave good rankings with bad probabilities, and this shows it.
+        """
+        guess = np.full_like(self.scores, self.labels.mean())
         return {
+            "loss_of_constant_guess": float(log_loss(self.labels, guess, labels=[0, 1])),
             "auroc": float(roc_auc_score(self.labels, self.scores)),
             "loss": float(log_loss(self.labels, self.scores, labels=[0, 1])),
         }
@@ -51,7 +58,14 @@ def held_out(model: nn.Module, store: RecordStore, rows: Int64[np.ndarray, " rec
             scores.append(torch.softmax(model(features).double(), dim=1)[:, 1].numpy())
             labels.append(target.numpy())
     model.train(was_training)
-    return HeldOut(np.concatenate(scores), np.concatenate(labels))
+    found = HeldOut(np.concatenate(scores), np.concatenate(labels))
+    if not np.isfinite(found.scores).all():
+        raise ModelError(
+            expected="a model with finite outputs",
+            got="NaN or infinity: training diverged",
+            fix="start a new run with a smaller --learning-rate; what was charged stays charged",
+        )
+    return found
 
 
 def _thin(values: Float64[np.ndarray, " points"]) -> list[float]:

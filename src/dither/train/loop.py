@@ -13,7 +13,7 @@ import torch
 
 from dither.config import TrainConfig
 from dither.data.build import Progress
-from dither.errors import BudgetExhaustedError
+from dither.errors import BudgetExhaustedError, StoppedError
 from dither.files import write_json
 from dither.sampling.loader import PoissonBatch
 from dither.train.checkpoint import (
@@ -38,6 +38,7 @@ from dither.train.run import (
 from dither.train.setup import (
     Parts,
     assemble,
+    check_model_size,
     make_plan,
     open_ledger,
     open_store,
@@ -62,6 +63,14 @@ class Watcher(Protocol):
         """Held-out metrics of a checkpoint."""
 
 
+Stop = Callable[[], bool]
+
+
+def never() -> bool:
+    """Return False: nobody asks the run to stop."""
+    return False
+
+
 @dataclass
 class _Position:
     """Where the loop stands."""
@@ -80,7 +89,10 @@ class _Position:
 
 
 def run_training(
-    config: TrainConfig, watcher: Watcher | None = None, building: Progress | None = None
+    config: TrainConfig,
+    watcher: Watcher | None = None,
+    building: Progress | None = None,
+    stop: Stop = never,
 ) -> Path:
     """Train as the options say, or go on with a run, and return its folder.
 
@@ -93,41 +105,46 @@ def run_training(
     Args:
         config: The options.
         watcher: Told of progress.
-        building: Told of the progress of building a record store.
+        building: Told of the progress of building a record store and of calibrating.
+        stop: Asked after every step; on True the run saves a checkpoint and ends, to be resumed.
 
     Raises:
+        StoppedError: ``stop`` said so.
         DitherError: Bad options, records, ledger, checkpoint or disk; see `dither.errors`.
     """
     config.check()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.resume is not None:
-        return _resume(open_run(config.resume), watcher)
+        return _resume(open_run(config.resume), watcher, stop)
     assert config.out is not None  # noqa: S101 - checked above
     check_free(config.out)
     if config.ledger is not None:
         config = replace(config, ledger=config.ledger.absolute())
     store = open_store(config, building)
     split = split_store(config, store)
+    if building and config.private:
+        building("calibrate", 0, None)
     plan = make_plan(config, int(split.train.size)) if config.private else None
     ledger = open_ledger(config, store)
     reason = unprotected_reason(config, ledger)  # refuses before anything is written
+    check_model_size(config, plan, store)
     run = create_run(config, plan, describe_store(store, split, ledger, plan), store.path)
     with exclusive(run):
         parts = assemble(run, store, split, ledger, reason)
-        return _train(run, parts, _Position(0, 0, 0.0), watcher)
+        return _train(run, parts, _Position(0, 0, 0.0), watcher, stop)
 
 
-def _resume(run: Run, watcher: Watcher | None) -> Path:
+def _resume(run: Run, watcher: Watcher | None, stop: Stop) -> Path:
     with exclusive(run):
         store = open_store(TrainConfig(store=run.store))
         split = split_store(run.config, store)
-        ledger = open_ledger(run.config, store)
+        ledger = open_ledger(run.config, store, create=False)
         parts = assemble(run, store, split, ledger, unprotected_reason(run.config, ledger))
         path = latest_checkpoint(run.checkpoints)
         position = _Position(0, 0, 0.0)
         if path is not None:
-            found = load_checkpoint(path, parts.model, parts.optimizer)
+            found = load_checkpoint(path, run.id, parts.model, parts.optimizer)
             if found.head is not None:
                 parts.ledger.require(found.head)
             position = _Position(found.step, found.spent, found.seconds, saved=found.step)
@@ -137,14 +154,17 @@ def _resume(run: Run, watcher: Watcher | None) -> Path:
             position.spent = parts.account.steps_charged
         keep_lines(run.folder / "metrics.jsonl", position.step)
         keep_lines(run.private / "training.jsonl", position.step)
-        return _train(run, parts, position, watcher)
+        return _train(run, parts, position, watcher, stop)
 
 
-def _train(run: Run, parts: Parts, position: _Position, watcher: Watcher | None) -> Path:
+def _train(
+    run: Run, parts: Parts, position: _Position, watcher: Watcher | None, stop: Stop
+) -> Path:
     left = run.config.steps - position.step
     if parts.account is not None:
         left = min(left, parts.account.steps_left)
     last = position.step + left
+    every = run.config.checkpoint_every or max(1, run.config.steps // 10)
     step = _make_step(run, parts)
     if watcher:
         watcher.started(run, position.step, last)
@@ -161,16 +181,28 @@ def _train(run: Run, parts: Parts, position: _Position, watcher: Watcher | None)
             break
         if watcher:
             watcher.stepped(position.step)
-        if position.step % run.config.checkpoint_every == 0 or position.step == last:
+        if position.step % every == 0 or position.step == last:
             append_lines(run.private / "training.jsonl", lines)
             lines = []
             _checkpoint(run, parts, position, watcher)
         position.seconds += time.perf_counter() - before
         before = time.perf_counter()
+        if stop():
+            break
     append_lines(run.private / "training.jsonl", lines)
     if position.saved != position.step:
         _checkpoint(run, parts, position, watcher)
+    _require_reached(last, position, stop)
     return _finish(run, parts, position)
+
+
+def _require_reached(last: int, position: _Position, stop: Stop) -> None:
+    if position.step < last and stop():
+        raise StoppedError(
+            expected=f"to reach step {last}",
+            got=f"a request to stop at step {position.step}; a checkpoint was saved",
+            fix="go on with dither train --resume and this run's folder",
+        )
 
 
 def _make_step(run: Run, parts: Parts) -> Callable[[PoissonBatch, _Position], dict[str, Any]]:
@@ -228,6 +260,7 @@ def _checkpoint(run: Run, parts: Parts, position: _Position, watcher: Watcher | 
     # Lines first: those after the last whole checkpoint are dropped on resume.
     append_lines(run.folder / "metrics.jsonl", [line])
     where = Checkpoint(
+        run=run.id,
         step=position.step,
         spent=position.spent,
         head=parts.ledger.head(),

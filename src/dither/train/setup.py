@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from dither.clipping.arithmetic import required_slack
 from dither.clipping.loss import PerExampleLoss, per_example
 from dither.clipping.validate import check_model
 from dither.config import TrainConfig
 from dither.data.build import Progress, cached_store
 from dither.data.store import RecordStore, Split, StoreDataset
-from dither.errors import ConfigError, DataError
+from dither.errors import CheckpointError, ConfigError, DataError
 from dither.noise.entropy import Entropy, InsecureSeed, OsEntropy
 from dither.privacy.account import Account
 from dither.privacy.events import Relation, Unit
@@ -26,6 +28,8 @@ from dither.sampling.loader import PoissonLoader
 from dither.sampling.poisson import PoissonSampler
 from dither.train.models import mlp
 from dither.train.run import Run
+
+_SLACK = 2e-3  # share of C; Plan's default
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def make_plan(config: TrainConfig, train_records: int) -> Plan:
     Raises:
         ConfigError: The batch is larger than the data, or an option is out of range.
     """
-    records = config.declared_records or train_records
+    records = train_records if config.declared_records is None else config.declared_records
     if not config.batch_size <= records:
         raise ConfigError(
             expected=f"an expected batch size of at most {records}, so a sampling rate up to 1",
@@ -92,6 +96,7 @@ def make_plan(config: TrainConfig, train_records: int) -> Plan:
             fix="lower --batch-size",
         )
     relation = Relation(config.relation)
+    slack = max(_SLACK, 1.01 * required_slack(relation, config.batch_size))
     if config.noise_multiplier is not None:
         return Plan(
             records=records,
@@ -101,6 +106,7 @@ def make_plan(config: TrainConfig, train_records: int) -> Plan:
             noise_multiplier=config.noise_multiplier,
             delta=config.delta,
             relation=relation,
+            numeric_slack=slack,
         )
     assert config.epsilon is not None  # noqa: S101 - checked with the options
     return Plan.calibrate(
@@ -111,18 +117,31 @@ def make_plan(config: TrainConfig, train_records: int) -> Plan:
         delta=config.delta,
         l2_clip=config.l2_clip,
         relation=relation,
+        numeric_slack=slack,
     )
 
 
-def open_ledger(config: TrainConfig, store: RecordStore) -> Ledger:
-    """Return the account of the store's records.
+def check_model_size(config: TrainConfig, plan: Plan | None, store: RecordStore) -> None:
+    """Refuse a model whose noisy sums no lattice holds, before anything is written."""
+    widths = (store.feature_dim, *config.hidden, 2)
+    if plan is not None:
+        dimension = sum((before + 1) * after for before, after in itertools.pairwise(widths))
+        plan.bind(plan.l2_clip, dimension)
+
+
+def open_ledger(config: TrainConfig, store: RecordStore, *, create: bool = True) -> Ledger:
+    """Return the account of the store's records; a resumed run's must be there already.
 
     Raises:
         LedgerError: It belongs to other records, or counts under another relation.
     """
+    path = config.ledger or Path(store.ledger_path)
+    name = store.id if config.account is None else f"account {config.account}"
+    if not create:
+        return Ledger.open(path, store=name)
     return Ledger.create(
-        config.ledger or Path(store.ledger_path),
-        store=store.id if config.account is None else f"account {config.account}",
+        path,
+        store=name,
         unit=Unit(store.manifest.unit),
         relation=Relation(config.relation),
         sensitive=store.manifest.sensitive,
@@ -150,6 +169,12 @@ def assemble(
     check_model(model)
     weights = torch.tensor(store.task.class_weights, dtype=torch.float32)
     account = None
+    if (run.plan is None) != (reason is not None and config.insecure_seed is None):
+        raise CheckpointError(
+            expected="a plan exactly where the run's options are private",
+            got="an edited run folder",
+            fix="restore run.json and private/run.json, or start a new run",
+        )
     if run.plan is not None:
         account = Account(
             ledger, run.id, run.plan, lease=config.lease, insecure=reason, records=store.id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from typing import final
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
+from dither.clipping.arithmetic import required_slack
 from dither.clipping.loss import PerExampleLoss
 from dither.clipping.reference import Clipping, Diagnostics, clipped_sum
-from dither.errors import ModelError, SamplingError
+from dither.errors import ConfigError, ModelError, SamplingError
 from dither.noise.entropy import Entropy
 from dither.privacy.account import Account
 from dither.privacy.plan import Plan
@@ -78,12 +81,16 @@ class PrivateStep:
         transport: Transport | None = None,
     ) -> None:
         check_optimizer(model, optimizer)
+        check_slack(account.plan)
         self.model = model
         self.optimizer = optimizer
         self.account = account
         self.steps_made = 0
         self._loss_fn = loss_fn
-        self._clipping = Clipping(account.plan.l2_clip)
+        self._clipping = Clipping(
+            account.plan.l2_clip, max(1, round(account.plan.expected_batch_size))
+        )
+        self._one_at_a_time = threading.Lock()
         self._noise = entropy.stream("noise")
         self._dropout = entropy.stream("dropout")
         self._transport = transport
@@ -114,7 +121,12 @@ class PrivateStep:
                 got=type(batch).__name__,
                 fix="iterate over that loader and pass each batch to the step as it is",
             )
+        with self._one_at_a_time:
+            return self._step(batch)
+
+    def _step(self, batch: PoissonBatch) -> StepMetrics:
         start = time.perf_counter()
+        check_rows(batch)
         clipped = clipped_sum(
             self.model,
             self._loss_fn,
@@ -135,6 +147,36 @@ class PrivateStep:
         }
         operator = OperatorMetrics(clipped.diagnostics, released.saturated)
         return StepMetrics(self.steps_made, seconds, operator)
+
+
+def check_rows(batch: PoissonBatch) -> None:
+    """Refuse a batch with other rows than records: one record would count several times.
+
+    Raises:
+        SamplingError: A collate function repeated, dropped or merged records.
+    """
+    first = next((leaf for leaf in tree_leaves(batch.data) if isinstance(leaf, Tensor)), None)
+    if first is not None and first.ndim and first.shape[0] != batch.size:
+        raise SamplingError(
+            expected=f"one row for each of the {batch.size} records of the batch",
+            got=f"{first.shape[0]} rows",
+            fix="use a collate_fn that makes one row of one record",
+        )
+
+
+def check_slack(plan: Plan) -> None:
+    """Refuse a plan whose numeric slack does not cover the rounding of its sums.
+
+    Raises:
+        ConfigError: Names the slack that would.
+    """
+    needed = required_slack(plan.relation, plan.expected_batch_size)
+    if needed > plan.numeric_slack:
+        raise ConfigError(
+            expected=f"a numeric_slack of at least {needed:.2g} for this relation and batch size",
+            got=f"{plan.numeric_slack:g}",
+            fix=f"plan with numeric_slack={needed * 1.01:.2g}, or a smaller batch",
+        )
 
 
 def apply_gradient(

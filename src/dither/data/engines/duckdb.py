@@ -24,7 +24,6 @@ from dither.errors import DataError, DitherError, OutputError
 _PROGRAMMING_ERRORS = (
     duckdb.BinderException,
     duckdb.CatalogException,
-    duckdb.NotSupportedError,
     duckdb.ParserException,
     duckdb.SyntaxException,
 )
