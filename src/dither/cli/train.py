@@ -61,8 +61,9 @@ def _print(console: Console, summary: dict[str, Any], page: Path) -> None:
     if loss > guess:
         console.print(
             f"held-out loss {loss:.3f} is above that of a constant guess ({guess:.3f}): the "
-            "ranking may be good, the probabilities are not. A larger --l2-clip with a smaller "
-            "--learning-rate, or more records, may help"
+            "ranking may be good, the probabilities are not. Class weights do that, and clipping "
+            "(a larger --l2-clip with a smaller --learning-rate may help)",
+            soft_wrap=True,
         )
     if steps["lost"]:
         console.print(f"{steps['lost']} steps were charged and lost in an earlier stop")

@@ -126,6 +126,8 @@ def run_training(
     if building and config.private:
         building("calibrate", 0, None)
     plan = make_plan(config, int(split.train.size)) if config.private else None
+    if building and config.private:
+        building("calibrate", 1, 1)
     ledger = open_ledger(config, store)
     reason = unprotected_reason(config, ledger)  # refuses before anything is written
     check_model_size(config, plan, store)
