@@ -1,30 +1,184 @@
-/* dither.h: the C core's whole public surface. Plain C11, no Python, no global state to initialise. */
+/* dither.h: the C core's whole public surface. Plain C11, no Python, no global state.
+ *
+ * Every function that computes takes a `dither_kernels`, the code for one instruction set, chosen
+ * once by `dither_select`. Lattice draws are the same integers for every choice. */
 #ifndef DITHER_H
 #define DITHER_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/* CPU features that a later dispatch can choose by; one bit each. */
+/* CPU features that the dispatch chooses by; one bit each. */
 enum dither_feature {
-    DITHER_FEATURE_AVX2 = 1u << 0,
+    DITHER_FEATURE_AVX2 = 1u << 0,   /* and FMA */
     DITHER_FEATURE_AVX512 = 1u << 1, /* F, BW, DQ and VL together: never used apart here */
     DITHER_FEATURE_AES = 1u << 2,    /* AES-NI, or the Armv8 AES extension */
     DITHER_FEATURE_VAES = 1u << 3,
     DITHER_FEATURE_NEON = 1u << 4
 };
 
+/* Whatever is not DITHER_OK leaves no output behind: what was written is overwritten with zeros. */
+typedef enum {
+    DITHER_OK = 0,
+    DITHER_NO_ENTROPY, /* the operating system gave no random bytes */
+    DITHER_NO_MEMORY,
+    DITHER_FORKED,     /* an agreed key crossed `fork`: parent and child would use the same numbers */
+    DITHER_BAD_SIGMA,  /* not in (0, DITHER_MAX_SIGMA], or too wide for the integers asked for */
+    DITHER_BAD_GRID,   /* a lattice beyond the limits of `dither_grid` */
+    DITHER_NOT_FINITE, /* a value to encode is NaN or infinite */
+    DITHER_NO_THREAD
+} dither_status;
+
 /* The version of this build, "MAJOR.MINOR.PATCH". */
 const char *dither_version(void);
+
+/* One line for people. */
+const char *dither_status_text(dither_status status);
 
 /* Features of the processor we run on, as the operating system lets us use them. */
 uint32_t dither_cpu_features(void);
 
-/* Widest vector path these features allow: "avx512", "avx2", "neon" or "portable". */
-const char *dither_simd_name(uint32_t features);
+/* ---- dispatch ------------------------------------------------------------------------------ */
+
+typedef struct dither_kernels dither_kernels;
+
+/* The widest built path whose features are all in `features`; "portable" needs none. */
+const dither_kernels *dither_select(uint32_t features);
+
+/* "avx512", "avx2", "neon" or "portable". */
+const char *dither_kernels_name(const dither_kernels *kernels);
+
+/* ---- keys and the stream ------------------------------------------------------------------- */
+
+/* A ChaCha key with the position of the first number not yet used. One may serve many threads:
+ * positions are handed out atomically, so no number is used twice. Key bytes live on a page that
+ * is kept out of core dumps, is zeroed in a forked child where the system can (Linux), and is
+ * wiped by `dither_key_free`. A child of `fork` gets fresh key bytes on first use. */
+typedef struct dither_key dither_key;
+
+enum { DITHER_KEY_BYTES = 32, DITHER_SUPERBLOCK_WORDS = 256 };
+
+/* A key from the operating system's entropy. `rounds`: 20, or 12. */
+dither_status dither_key_new(unsigned rounds, dither_key **key);
+
+/* A key that two parties agreed on, or that a test fixes. Refused after `fork`. */
+dither_status dither_key_agreed(const uint8_t bytes[DITHER_KEY_BYTES], unsigned rounds,
+                                dither_key **key);
+
+void dither_key_free(dither_key *key);
+
+/* Superblocks handed out so far in this process. */
+uint64_t dither_key_position(const dither_key *key);
+
+/* The bare cipher. `state`: the 16 words of RFC 8439 §2.3, words 12 and 13 a 64-bit block counter.
+ * Writes `superblocks` times 256 words. In a superblock, word w of block b stands at [16 w + b]:
+ * 16 consecutive blocks, word by word, which no instruction set needs to transpose. */
+void dither_chacha(const dither_kernels *kernels, const uint32_t state[16], unsigned rounds,
+                   uint32_t *out, size_t superblocks);
+
+/* Fresh keystream: the next unused words of the key. */
+dither_status dither_stream(const dither_kernels *kernels, dither_key *key, uint32_t *out,
+                            size_t words);
+
+/* The words from superblock `position` on, of stream number `stream`. Nothing keeps a caller from
+ * reading them twice: for pads and noise use the functions below. */
+dither_status dither_stream_at(const dither_kernels *kernels, dither_key *key, uint32_t stream,
+                               uint64_t position, uint32_t *out, size_t words);
+
+/* values[i] ± keystream mod 2^(8 width), in place; width 2, 4 or 8 bytes. `subtract`: 0 or 1. */
+dither_status dither_mask(const dither_kernels *kernels, dither_key *key, void *values,
+                          size_t count, unsigned width, int subtract);
+
+/* ---- Gaussians ----------------------------------------------------------------------------- */
+
+/* Plain floating-point normals. Not for releases: their low bits tell what they were added to, and
+ * the float ones end at 6.7 σ. */
+dither_status dither_gaussian_f32(const dither_kernels *kernels, dither_key *key, float *out,
+                                  size_t count);
+dither_status dither_gaussian_f64(const dither_kernels *kernels, dither_key *key, double *out,
+                                  size_t count);
+
+#define DITHER_MAX_SIGMA 1099511627776.0 /* 2^40 */
+#define DITHER_MAX_SIGMA_I32 67108864.0  /* 2^26: int32 then ends at 32 σ, beyond 2^-739 */
+
+/* round(σ Z), Z standard normal: exactly distributed, see lattice.c. `redone`, if not NULL, is
+ * raised by the number of draws that needed arbitrary precision. */
+dither_status dither_lattice_i32(const dither_kernels *kernels, dither_key *key, double sigma,
+                                 int32_t *out, size_t count, uint64_t *redone);
+dither_status dither_lattice_i64(const dither_kernels *kernels, dither_key *key, double sigma,
+                                 int64_t *out, size_t count, uint64_t *redone);
+
+/* Decides one draw in arbitrary precision from its first 64 + 64 bits and `levels` times two more
+ * words (radius, angle). Returns 1 and the integer, or 0 if these bits leave it open. */
+int dither_exact_draw(uint64_t radius, uint64_t angle, const uint64_t *more, unsigned levels,
+                      double sigma, int second, int64_t *out);
+
+/* ---- the codec ----------------------------------------------------------------------------- */
+
+/* Limits: |scale_exponent| ≤ 500, 0 ≤ clamp ≤ 2^50, 0 ≤ wire_shift ≤ 48, and wire_limit below
+ * 2^15 or 2^31. */
+typedef struct {
+    int scale_exponent; /* the fine step is 2^-scale_exponent */
+    int64_t clamp;      /* largest magnitude before noise, in fine steps */
+    int wire_shift;     /* the wire step is 2^wire_shift fine steps */
+    int64_t wire_limit; /* largest magnitude on the wire, in wire steps */
+    int wire_bits;      /* 16 or 32 */
+} dither_grid;
+
+typedef enum { DITHER_F32 = 4, DITHER_F64 = 8 } dither_float;
+
+/* Round to the fine lattice, clamp, add fresh noise of `sigma` fine steps, shift to the wire
+ * lattice, clamp, write int16 or int32. `saturated` counts coordinates clamped before noise. */
+dither_status dither_encode(const dither_kernels *kernels, dither_key *key, double sigma,
+                            const dither_grid *grid, dither_float type, const void *values,
+                            void *message, size_t count, uint64_t *saturated);
+
+/* The same with ready integer noise in fine steps, which is overwritten with zeros. */
+dither_status dither_encode_ready(const dither_kernels *kernels, int32_t *noise,
+                                  const dither_grid *grid, dither_float type, const void *values,
+                                  void *message, size_t count, uint64_t *saturated);
+
+/* message · wire step, into float or double. */
+dither_status dither_decode(const dither_kernels *kernels, const dither_grid *grid,
+                            const void *message, dither_float type, void *values, size_t count);
+
+/* ---- the pool ------------------------------------------------------------------------------ */
+
+/* Lattice noise made ahead by a thread of its own. */
+typedef struct dither_pool dither_pool;
+
+typedef struct {
+    uint64_t capacity; /* draws that fit */
+    uint64_t ready;    /* draws waiting now */
+    uint64_t filled;   /* draws the thread has made */
+    uint64_t used;     /* draws taken from the pool */
+    uint64_t dry;      /* draws made in place because nothing was ready */
+    uint64_t discarded; /* ready draws dropped: at close, or in a forked child */
+    uint64_t wait_ns;  /* time consumers spent making draws in place */
+    int running;       /* whether the thread runs */
+} dither_pool_stats;
+
+/* `capacity` draws of int32, rounded up to blocks of 65,536, at least two. The key stays the
+ * caller's and must outlive the pool. */
+dither_status dither_pool_new(const dither_kernels *kernels, dither_key *key, double sigma,
+                              size_t capacity, dither_pool **pool);
+
+/* Stops the thread, wipes what is left. */
+void dither_pool_free(dither_pool *pool);
+
+void dither_pool_stats_get(dither_pool *pool, dither_pool_stats *stats);
+
+/* `dither_encode` with noise from the pool; what is not ready is made in place, at once. */
+dither_status dither_pool_encode(dither_pool *pool, const dither_grid *grid, dither_float type,
+                                 const void *values, void *message, size_t count,
+                                 uint64_t *saturated);
+
+/* Noise alone, in fine steps. */
+dither_status dither_pool_take(dither_pool *pool, int32_t *out, size_t count);
 
 #ifdef __cplusplus
 }

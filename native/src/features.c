@@ -9,7 +9,8 @@ uint32_t dither_cpu_features(void) {
     uint32_t features = 0;
     /* The compiler's probe also asks XGETBV whether the kernel saves the wide registers. */
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2")) features |= DITHER_FEATURE_AVX2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        features |= DITHER_FEATURE_AVX2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         features |= DITHER_FEATURE_AVX512;
@@ -38,10 +39,3 @@ uint32_t dither_cpu_features(void) {
 uint32_t dither_cpu_features(void) { return 0; }
 
 #endif
-
-const char *dither_simd_name(uint32_t features) {
-    if (features & DITHER_FEATURE_AVX512) return "avx512";
-    if (features & DITHER_FEATURE_AVX2) return "avx2";
-    if (features & DITHER_FEATURE_NEON) return "neon";
-    return "portable";
-}

@@ -78,6 +78,10 @@ class CheckpointError(DitherError, RuntimeError):
     """A checkpoint is damaged or belongs to another model or run."""
 
 
+class NoiseError(DitherError, RuntimeError):
+    """Noise, a key or a mask cannot be had, or not safely."""
+
+
 class ReleaseError(DitherError, RuntimeError):
     """A sum cannot be released under the promised guarantee."""
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64, Int64, Integer
+from jaxtyping import Float, Float64, Int32, Integer
 
-from dither.errors import ReleaseError
+from dither import _native
+from dither.noise.core import core_errors
+from dither.noise.key import Key
+from dither.noise.simd import kernels
 
 
 @runtime_checkable
@@ -18,6 +21,10 @@ class Grid(Protocol):
     @property
     def step_exponent(self) -> int:
         """The fine step is γ = 2**step_exponent."""
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of one rank's noise, in fine steps."""
 
     @property
     def clamp(self) -> int:
@@ -49,37 +56,73 @@ class Encoded:
     saturated: int
 
 
-def encode(
-    values: Float64[np.ndarray, " size"], noise: Int64[np.ndarray, " size"], grid: Grid
-) -> Encoded:
-    """Round to the fine lattice, clamp, add integer noise, shift to the wire lattice.
+def encode(values: Float[np.ndarray, " size"], grid: Grid, key: Key) -> Encoded:
+    """Round to the fine lattice, clamp, add fresh noise of the grid's σ, shift to the wire lattice.
+
+    One pass, in registers; the noise is that of `rounded_gaussian` and is stored nowhere.
 
     Sensitivity: rounding moves each coordinate by at most γ/2, so two inputs at L2 distance s
     leave at most s + γ√d apart; clamping is 1-Lipschitz. All after the noise is post-processing.
+    Every step is exact in float64: integers stay below 2⁵², steps are powers of two.
 
     Args:
-        values: A clipped sum, finite.
-        noise: Rounded Gaussian draws in fine steps, used once.
-        grid: The lattices.
+        values: A clipped sum, float32 or float64, finite.
+        grid: The lattices, from `Plan.bind`.
+        key: Key, advanced by the numbers used.
 
     Raises:
         ReleaseError: A value is not finite: its clipping is broken, so nothing may leave.
+        ConfigError: The lattice or σ is out of range.
+        NoiseError: The key was agreed before a fork.
     """
-    if not np.isfinite(values).all():
-        raise ReleaseError(
-            expected="a finite clipped sum",
-            got="a sum with NaN or infinity",
-            fix="report this as a bug: clipping must mask non-finite gradients",
+    message = np.empty(values.size, message_type(grid))
+    with core_errors("float32 or float64 values"):
+        saturated = _native.encode(
+            kernels(), key.native, grid.sigma, core_grid(grid), values, message
         )
-    fine = np.rint(np.ldexp(values, -grid.step_exponent))
-    saturated = int(np.count_nonzero(np.abs(fine) > grid.clamp))
-    noisy = np.clip(fine, -grid.clamp, grid.clamp).astype(np.int64) + noise
-    if grid.wire_shift:
-        noisy = (noisy + (1 << (grid.wire_shift - 1))) >> grid.wire_shift
-    wire = np.clip(noisy, -grid.wire_limit, grid.wire_limit)
-    return Encoded(wire.astype(np.int16 if grid.wire_bits == 16 else np.int32), saturated)
+    return Encoded(message, int(saturated))
+
+
+def encode_ready(
+    values: Float[np.ndarray, " size"], noise: Int32[np.ndarray, " size"], grid: Grid
+) -> Encoded:
+    """`encode` with noise drawn before, which is overwritten with zeros: it serves once.
+
+    Args:
+        values: A clipped sum, float32 or float64, finite.
+        noise: Draws of `fill_rounded_gaussian` with the grid's σ, never used before.
+        grid: The lattices.
+
+    Raises:
+        ReleaseError: A value is not finite.
+        ConfigError: The lattice is out of range, or sizes differ.
+    """
+    message = np.empty(values.size, message_type(grid))
+    with core_errors("float32 or float64 values and as many int32 draws"):
+        saturated = _native.encode_ready(kernels(), noise, core_grid(grid), values, message)
+    return Encoded(message, int(saturated))
 
 
 def decode(message: Integer[np.ndarray, " size"], grid: Grid) -> Float64[np.ndarray, " size"]:
     """Return the values of a message, or of a sum of messages, in units of the data."""
-    return np.ldexp(message.astype(np.float64), grid.step_exponent + grid.wire_shift)
+    values = np.empty(message.size, np.float64)
+    with core_errors("a message of the wire's integers"):
+        _native.decode(kernels(), core_grid(grid), message, values)
+    return values
+
+
+def message_type(grid: Grid) -> type[np.int16 | np.int32]:
+    """Return the integer type of one coordinate on the wire."""
+    return np.int16 if grid.wire_bits == 16 else np.int32
+
+
+def core_grid(grid: Grid) -> Any:
+    """Return a grid as the C core takes it."""
+    with core_errors("a grid of integers that fit 64 bits"):
+        return _native.Grid(
+            scale_exponent=-grid.step_exponent,
+            clamp=grid.clamp,
+            wire_shift=grid.wire_shift,
+            wire_limit=grid.wire_limit,
+            wire_bits=grid.wire_bits,
+        )

@@ -10,6 +10,8 @@ from typing import final
 import numpy as np
 from jaxtyping import UInt8
 
+from dither.noise.key import KEY_BYTES, Key
+
 
 class Entropy(abc.ABC):
     """A source of uniform bytes.
@@ -29,6 +31,10 @@ class Entropy(abc.ABC):
     def stream(self, name: str) -> Entropy:
         """Return an independent source for another use (sampling, noise, dropout)."""
 
+    def key(self) -> Key:
+        """Return a fresh key of the stream cipher, secret if this source is."""
+        return Key.agreed(self.draw(KEY_BYTES).tobytes(), secret=self.secret)
+
     def seed(self) -> int:
         """Return a fresh 63-bit seed for a library's own generator (dropout)."""
         return int(self.draw(8).view(np.uint64)[0] >> np.uint64(1))
@@ -47,6 +53,10 @@ class OsEntropy(Entropy):
     def draw(self, size: int) -> UInt8[np.ndarray, " size"]:
         """Return bytes of `os.urandom`."""
         return np.frombuffer(bytearray(os.urandom(size)), np.uint8)
+
+    def key(self) -> Key:
+        """Return a key that never existed as a Python object's bytes, and survives a fork."""
+        return Key()
 
     def stream(self, name: str) -> Entropy:  # noqa: ARG002 - one source serves all uses
         """Return this source: its bytes are independent anyway."""

@@ -1,6 +1,6 @@
-"""The slow oracle: rounded Gaussians that are exact by interval refining.
+"""The slow oracles: rounded Gaussians by interval refining, and the codec step by step.
 
-Every later, faster sampler is tested against this one. Method after Haney et al. 2207.13793: treat
+The C core is tested against these. Method after Haney et al. 2207.13793: treat
 the bits drawn so far as an interval of the uniform variable, map its ends through the inverse
 normal distribution, and answer only when both ends round to the same integer; else draw more bits.
 """
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import mpmath
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from scipy.special import ndtri
 
-from dither.errors import ConfigError
+from dither.errors import ConfigError, ReleaseError
+from dither.noise.codec import Encoded, Grid
 from dither.noise.entropy import Entropy
 
 # Allowance for the float64 evaluation of the normal quantile, absolute and relative. Cephes' ndtri
@@ -91,3 +92,31 @@ def _refine(tail: int, sigma: float, low: float, high: float, entropy: Entropy) 
             tail = (tail << _BITS) | int(entropy.draw(8).view(np.uint64)[0])
             bits += _BITS
     return first
+
+
+def encode_reference(
+    values: Float64[np.ndarray, " size"], noise: Int64[np.ndarray, " size"], grid: Grid
+) -> Encoded:
+    """The oracle of `codec.encode`, step by step: round, clamp, add noise, shift, clamp.
+
+    Args:
+        values: A clipped sum, finite.
+        noise: Rounded Gaussian draws in fine steps, used once.
+        grid: The lattices.
+
+    Raises:
+        ReleaseError: A value is not finite: its clipping is broken, so nothing may leave.
+    """
+    if not np.isfinite(values).all():
+        raise ReleaseError(
+            expected="a finite clipped sum",
+            got="a sum with NaN or infinity",
+            fix="report this as a bug: clipping must mask non-finite gradients",
+        )
+    fine = np.rint(np.ldexp(values, -grid.step_exponent))
+    saturated = int(np.count_nonzero(np.abs(fine) > grid.clamp))
+    noisy = np.clip(fine, -grid.clamp, grid.clamp).astype(np.int64) + noise
+    if grid.wire_shift:
+        noisy = (noisy + (1 << (grid.wire_shift - 1))) >> grid.wire_shift
+    wire = np.clip(noisy, -grid.wire_limit, grid.wire_limit)
+    return Encoded(wire.astype(np.int16 if grid.wire_bits == 16 else np.int32), saturated)

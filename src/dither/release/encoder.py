@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import final
 
 import numpy as np
-from jaxtyping import Float64, Integer
+from jaxtyping import Float, Float64, Integer
 
-from dither.noise.codec import Encoded, decode, encode
-from dither.noise.entropy import Entropy
-from dither.noise.reference import rounded_gaussian
+from dither.noise.codec import Encoded, decode
+from dither.noise.pool import Noise
 from dither.privacy.lattice import Lattice
 
 
@@ -19,17 +18,16 @@ class Encoder:
 
     Args:
         lattice: The numbers, from `Plan.bind` and nowhere else.
-        entropy: Source of the noise; every draw is used once.
+        noise: Fresh or from a pool; every draw is used once.
     """
 
-    def __init__(self, lattice: Lattice, entropy: Entropy) -> None:
+    def __init__(self, lattice: Lattice, noise: Noise) -> None:
         self._lattice = lattice
-        self._entropy = entropy
+        self._noise = noise
 
-    def encode(self, values: Float64[np.ndarray, " size"]) -> Encoded:
-        """Return a message with fresh noise of the lattice's σ on every coordinate."""
-        noise = rounded_gaussian(self._lattice.sigma, values.size, self._entropy)
-        return encode(values, noise, self._lattice)
+    def encode(self, values: Float[np.ndarray, " size"]) -> Encoded:
+        """Return a message with noise of the lattice's σ on every coordinate."""
+        return self._noise.encode(values, self._lattice)
 
     def decode(self, message: Integer[np.ndarray, " size"]) -> Float64[np.ndarray, " size"]:
         """Return a (summed) message in units of the data."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dither.errors import ReleaseError
-from dither.noise.entropy import Entropy, OsEntropy
+from dither.noise.key import Key
+from dither.noise.pool import FreshNoise, Noise
 from dither.privacy.account import Account
 from dither.release.bounded_sum import BoundedSum
 from dither.release.encoder import Encoder
@@ -33,7 +34,7 @@ def release_sum(
     bounded: BoundedSum,
     account: Account,
     transport: Transport | None = None,
-    entropy: Entropy | None = None,
+    noise: Noise | None = None,
 ) -> Released:
     """Release a sum with the noise its plan promises.
 
@@ -47,7 +48,7 @@ def release_sum(
         bounded: The clipped sum with its sample's ticket.
         account: The run that pays.
         transport: Carries messages between ranks; one rank by default.
-        entropy: Source of noise; the operating system by default.
+        noise: Fresh or from a pool; by default fresh, from a new key.
 
     Raises:
         SamplingError: The sample was used before or is not the plan's.
@@ -57,7 +58,7 @@ def release_sum(
             needs masks, or the sum is broken.
     """
     carrier = transport or Solo()
-    source = entropy or OsEntropy()
+    source = noise or FreshNoise(Key())
     _require_protection(bounded, account, source)
     bounded.ticket.spend(account.plan)
     lattice = account.plan.bind(bounded.l2_clip, bounded.dimension, carrier.world_size)
@@ -77,7 +78,7 @@ def release_sum(
     return Released(tensors, saturated)
 
 
-def _require_protection(bounded: BoundedSum, account: Account, source: Entropy) -> None:
+def _require_protection(bounded: BoundedSum, account: Account, source: Noise) -> None:
     if account.insecure is None and not (source.secret and bounded.ticket.secret):
         raise ReleaseError(
             expected="noise and sample from the operating system's entropy",

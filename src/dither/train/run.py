@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from dither import _native
 from dither.clipping.reference import NORM_EDGES
 from dither.config import TrainConfig
 from dither.data.store import RecordStore, Split
 from dither.errors import CheckpointError, OutputError
 from dither.files import output_errors, publish, staged_folder, write_atomic, write_json
+from dither.noise import simd
 from dither.privacy.events import Relation
 from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
@@ -220,7 +220,7 @@ def environment() -> dict[str, Any]:
         "os": f"{platform.system()} {platform.release()}",
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "simd": _native.simd(),
+        "simd": simd.active(),
         "threads": torch.get_num_threads(),
     }
 

@@ -18,6 +18,7 @@ from dither.clipping.loss import PerExampleLoss
 from dither.clipping.reference import Clipping, Diagnostics, clipped_sum
 from dither.errors import ConfigError, ModelError, SamplingError
 from dither.noise.entropy import Entropy
+from dither.noise.pool import FreshNoise, Noise
 from dither.privacy.account import Account
 from dither.privacy.plan import Plan
 from dither.release.release import release_sum
@@ -67,6 +68,7 @@ class PrivateStep:
         loss_fn: Per-example loss.
         account: The run that pays.
         entropy: Source of noise and dropout.
+        noise: Noise made ahead (`NoisePool`), instead of fresh noise from ``entropy``.
         transport: Carries messages between ranks.
     """
 
@@ -78,6 +80,7 @@ class PrivateStep:
         loss_fn: PerExampleLoss,
         account: Account,
         entropy: Entropy,
+        noise: Noise | None = None,
         transport: Transport | None = None,
     ) -> None:
         check_optimizer(model, optimizer)
@@ -91,7 +94,7 @@ class PrivateStep:
             account.plan.l2_clip, max(1, round(account.plan.expected_batch_size))
         )
         self._one_at_a_time = threading.Lock()
-        self._noise = entropy.stream("noise")
+        self._noise = noise or FreshNoise(entropy.stream("noise").key())
         self._dropout = entropy.stream("dropout")
         self._transport = transport
 

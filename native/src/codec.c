@@ -1,0 +1,76 @@
+/* The fused pass from values to a noisy message, and back. */
+#include <math.h>
+
+#include "codec.h"
+#include "lattice.h"
+#include "wipe.h"
+
+dither_status codec_open(const dither_grid *grid, codec_numbers *numbers) {
+    int64_t widest = grid->wire_bits == 16 ? INT16_MAX : INT32_MAX;
+    if ((grid->wire_bits != 16 && grid->wire_bits != 32) || grid->wire_limit < 0 ||
+        grid->wire_limit > widest || grid->clamp < 0 || grid->clamp > (int64_t)1 << 50 ||
+        grid->wire_shift < 0 || grid->wire_shift > 48 || grid->scale_exponent > 500 ||
+        grid->scale_exponent < -500)
+        return DITHER_BAD_GRID;
+    numbers->scale = ldexp(1.0, grid->scale_exponent);
+    numbers->clamp = (double)grid->clamp;
+    numbers->wire_scale = ldexp(1.0, -grid->wire_shift);
+    numbers->wire_limit = (double)grid->wire_limit;
+    return DITHER_OK;
+}
+
+dither_status codec_close(const dither_grid *grid, const codec_counts *counts, void *message,
+                          size_t count, uint64_t *saturated) {
+    if (counts->broken) {
+        /* A message with a hole in it must not leave. */
+        dither_wipe(message, count * (size_t)grid->wire_bits / 8);
+        return DITHER_NOT_FINITE;
+    }
+    if (saturated) *saturated += counts->saturated;
+    return DITHER_OK;
+}
+
+dither_status dither_encode(const dither_kernels *kernels, dither_key *key, double sigma,
+                            const dither_grid *grid, dither_float type, const void *values,
+                            void *message, size_t count, uint64_t *saturated) {
+    codec_numbers numbers;
+    codec_counts counts = {0, 0};
+    lattice_source source;
+    double noise[DRAWS];
+    dither_status status = codec_open(grid, &numbers);
+    if (status == DITHER_OK) status = lattice_open(&source, kernels, key, sigma, count);
+    if (status != DITHER_OK) return status;
+    codec_kernel *encode = kernels->encode[type == DITHER_F64][grid->wire_bits == 32];
+    for (size_t done = 0; done < count; done += DRAWS) {
+        size_t now = count - done < DRAWS ? count - done : DRAWS;
+        lattice_next(&source, noise);
+        encode(&numbers, (const char *)values + done * type, noise,
+               (char *)message + done * (size_t)grid->wire_bits / 8, now, &counts);
+    }
+    dither_wipe(noise, sizeof noise);
+    lattice_close(&source);
+    return codec_close(grid, &counts, message, count, saturated);
+}
+
+dither_status dither_encode_ready(const dither_kernels *kernels, int32_t *noise,
+                                  const dither_grid *grid, dither_float type, const void *values,
+                                  void *message, size_t count, uint64_t *saturated) {
+    codec_numbers numbers;
+    codec_counts counts = {0, 0};
+    dither_status status = codec_open(grid, &numbers);
+    if (status != DITHER_OK) return status;
+    kernels->encode_ready[type == DITHER_F64][grid->wire_bits == 32](&numbers, values, noise,
+                                                                     message, count, &counts);
+    return codec_close(grid, &counts, message, count, saturated);
+}
+
+dither_status dither_decode(const dither_kernels *kernels, const dither_grid *grid,
+                            const void *message, dither_float type, void *values, size_t count) {
+    codec_numbers numbers;
+    dither_status status = codec_open(grid, &numbers);
+    if (status != DITHER_OK) return status;
+    kernels->decode(message, grid->wire_bits == 32,
+                    ldexp(1.0, grid->wire_shift - grid->scale_exponent), type == DITHER_F64, values,
+                    count);
+    return DITHER_OK;
+}

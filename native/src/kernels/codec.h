@@ -1,0 +1,149 @@
+/* Encode and decode. All in float64, where each step is exact: integers stay below 2^52, steps are
+ * powers of two. For one vector of values:
+ *   clamp(x / fine step), round half to even, + noise, floor(· / 2^shift + ½), clamp, narrow. */
+
+#ifndef V_MIN
+#define V_MIN(x, y) v_select((u64v)((x) < (y)), (x), (y))
+#define V_MAX(x, y) v_select((u64v)((x) > (y)), (x), (y))
+#endif
+#ifndef V_FROM_F32
+#define V_FROM_F32(x) __builtin_convertvector((x), f64v)
+#define V_FROM_I32(x) __builtin_convertvector((x), f64v)
+#define V_TO_I32(x) __builtin_convertvector((x), i32h)
+#endif
+
+typedef struct { f64v scale, clamp, beyond, wire_scale, wire_limit; } codec_vectors;
+
+/* `poison` is NaN once a value was not finite. */
+typedef struct { u64v saturated; f64v poison; } tally;
+
+INLINE codec_vectors spread(const codec_numbers *grid) {
+    /* Values are first cut one step beyond the clamp: what lies there then shows after rounding. */
+    return (codec_vectors){v_set(grid->scale), v_set(grid->clamp), v_set(grid->clamp + 1.0),
+                           v_set(grid->wire_scale), v_set(grid->wire_limit)};
+}
+
+INLINE f64v v_clamp(f64v x, f64v limit) { return V_MAX(V_MIN(x, limit), -limit); }
+
+INLINE f64v encode_vector(f64v x, f64v noise, const codec_vectors *grid, tally *counts) {
+    counts->poison += x - x;
+    f64v fine = V_ROUND(v_clamp(x * grid->scale, grid->beyond));
+    f64v kept = v_clamp(fine, grid->clamp);
+    counts->saturated -= (u64v)(fine != kept);
+    f64v noisy = kept + noise;
+    return v_clamp(V_FLOOR(noisy * grid->wire_scale + 0.5), grid->wire_limit);
+}
+
+INLINE f64v load_f32(const void *from, size_t at) {
+    return V_FROM_F32(LOAD(f32h, (const float *)from + at));
+}
+INLINE f64v load_f64(const void *from, size_t at) { return LOAD(f64v, (const double *)from + at); }
+INLINE f64v load_i32(const void *from, size_t at) {
+    return V_FROM_I32(LOAD(i32h, (const int32_t *)from + at));
+}
+INLINE f64v load_i16(const void *from, size_t at) {
+    i16q narrow = LOAD(i16q, (const int16_t *)from + at);
+    return V_FROM_I32(__builtin_convertvector(narrow, i32h));
+}
+INLINE void store_i32(void *to, size_t at, f64v x) {
+    STORE((int32_t *)to + at, V_TO_I32(x));
+}
+INLINE void store_i16(void *to, size_t at, f64v x) {
+    STORE((int16_t *)to + at, __builtin_convertvector(V_TO_I32(x), i16q));
+}
+INLINE void store_f32(void *to, size_t at, f64v x) {
+    STORE((float *)to + at, __builtin_convertvector(x, f32h));
+}
+INLINE void store_f64(void *to, size_t at, f64v x) { STORE((double *)to + at, x); }
+
+INLINE void add_counts(codec_counts *counts, const tally *found) {
+    counts->saturated += v_sum(found->saturated);
+    counts->broken += v_any((u64v)(found->poison != found->poison)) != 0;
+}
+
+/* A short end goes through a padded copy: no load or store leaves the caller's arrays. */
+#define ENCODE(from, to, in_type, out_type)                                                        \
+    static void encode_##from##_##to(const codec_numbers *grid, const void *values,                \
+                                     const double *noise, void *message, size_t count,             \
+                                     codec_counts *counts) {                                       \
+        tally found = {{0}, {0}};                                                                  \
+        const codec_vectors numbers = spread(grid);                                      \
+        size_t i = 0;                                                                              \
+        for (; i + LANES64 <= count; i += LANES64)                                                 \
+            store_##to(message, i,                                                                 \
+                       encode_vector(load_##from(values, i), LOAD(f64v, noise + i), &numbers, &found));\
+        if (i < count) {                                                                           \
+            in_type in[LANES64] = {0};                                                             \
+            double last[LANES64] = {0};                                                            \
+            out_type out[LANES64];                                                                 \
+            memcpy(in, (const in_type *)values + i, (count - i) * sizeof(in_type));                \
+            memcpy(last, noise + i, (count - i) * sizeof(double));                                 \
+            store_##to(out, 0, encode_vector(load_##from(in, 0), LOAD(f64v, last), &numbers, &found)); \
+            memcpy((out_type *)message + i, out, (count - i) * sizeof(out_type));                  \
+            dither_wipe(last, sizeof last);                                                        \
+        }                                                                                          \
+        add_counts(counts, &found);                                                                \
+    }                                                                                              \
+    static void encode_ready_##from##_##to(const codec_numbers *grid, const void *values,          \
+                                           int32_t *noise, void *message, size_t count,            \
+                                           codec_counts *counts) {                                 \
+        tally found = {{0}, {0}};                                                                  \
+        const codec_vectors numbers = spread(grid);                                      \
+        const i32h zero = {0};                                                                     \
+        size_t i = 0;                                                                              \
+        for (; i + LANES64 <= count; i += LANES64) {                                               \
+            f64v ready = load_i32(noise, i);                                                       \
+            STORE(noise + i, zero);                                                                \
+            store_##to(message, i, encode_vector(load_##from(values, i), ready, &numbers, &found));    \
+        }                                                                                          \
+        if (i < count) {                                                                           \
+            in_type in[LANES64] = {0};                                                             \
+            int32_t last[LANES64] = {0};                                                           \
+            out_type out[LANES64];                                                                 \
+            memcpy(in, (const in_type *)values + i, (count - i) * sizeof(in_type));                \
+            memcpy(last, noise + i, (count - i) * sizeof(int32_t));                                \
+            memset(noise + i, 0, (count - i) * sizeof(int32_t));                                   \
+            store_##to(out, 0, encode_vector(load_##from(in, 0), load_i32(last, 0), &numbers, &found));\
+            memcpy((out_type *)message + i, out, (count - i) * sizeof(out_type));                  \
+            dither_wipe(last, sizeof last);                                                        \
+        }                                                                                          \
+        add_counts(counts, &found);                                                                \
+    }
+
+ENCODE(f32, i16, float, int16_t)
+ENCODE(f32, i32, float, int32_t)
+ENCODE(f64, i16, double, int16_t)
+ENCODE(f64, i32, double, int32_t)
+
+#define DECODE(from, to, in_type, out_type)                                                        \
+    static void decode_##from##_##to(const void *message, f64v step, void *values, size_t count) { \
+        size_t i = 0;                                                                              \
+        for (; i + LANES64 <= count; i += LANES64)                                                 \
+            store_##to(values, i, load_##from(message, i) * step);                                 \
+        for (; i < count; i++)                                                                     \
+            ((out_type *)values)[i] = (out_type)(((const in_type *)message)[i] * step[0]);         \
+    }
+
+DECODE(i16, f32, int16_t, float)
+DECODE(i16, f64, int16_t, double)
+DECODE(i32, f32, int32_t, float)
+DECODE(i32, f64, int32_t, double)
+
+static void decode(const void *message, int wide, double step, int to_double, void *values,
+                   size_t count) {
+    f64v steps = v_set(step);
+    if (wide)
+        (to_double ? decode_i32_f64 : decode_i32_f32)(message, steps, values, count);
+    else
+        (to_double ? decode_i16_f64 : decode_i16_f32)(message, steps, values, count);
+}
+
+/* Float64 integers to int32. Those outside saturate: see DITHER_MAX_SIGMA_I32. */
+static void narrow(const double *draws, int32_t *out, size_t count) {
+    const f64v widest = v_set(2147483647.0);
+    size_t i = 0;
+    for (; i + LANES64 <= count; i += LANES64)
+        store_i32(out, i, v_clamp(load_f64(draws, i), widest));
+    for (; i < count; i++)
+        out[i] = (int32_t)v_clamp(v_set(draws[i]), widest)[0];
+}

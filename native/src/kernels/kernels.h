@@ -1,0 +1,57 @@
+/* What one instruction set provides. Internal to the core. */
+#ifndef DITHER_KERNELS_H
+#define DITHER_KERNELS_H
+
+#include "dither.h"
+
+/* A superblock is 16 ChaCha blocks: 128 lattice draws, or 256 float32 normals. */
+enum { SUPERBLOCK = DITHER_SUPERBLOCK_WORDS, DRAWS = SUPERBLOCK / 2 };
+
+/* A grid as the codec's arithmetic wants it: everything in float64, where all of it is exact. */
+typedef struct {
+    double scale;      /* 1 / fine step */
+    double clamp;      /* fine steps */
+    double wire_scale; /* 2^-wire_shift */
+    double wire_limit; /* wire steps */
+} codec_numbers;
+
+typedef struct {
+    uint64_t saturated; /* clamped before noise */
+    uint64_t broken;    /* not zero if a value was not finite */
+} codec_counts;
+
+/* Encode `count` ≤ DRAWS values; input and message need no alignment. */
+typedef void codec_kernel(const codec_numbers *grid, const void *values, const double *noise,
+                          void *message, size_t count, codec_counts *counts);
+typedef void codec_ready_kernel(const codec_numbers *grid, const void *values, int32_t *noise,
+                                void *message, size_t count, codec_counts *counts);
+
+struct dither_kernels {
+    const char *name;
+    void (*chacha)(const uint32_t state[16], unsigned rounds, uint32_t *out, size_t superblocks);
+    /* 128 words of 64 bits → 128 rounded draws as float64; a draw that float64 cannot decide is
+     * NaN. Returns whether there is one. */
+    int (*lattice)(const uint64_t words[DRAWS], double sigma, double out[DRAWS]);
+    void (*gaussian_f64)(const uint64_t words[DRAWS], double out[DRAWS]);
+    void (*gaussian_f32)(const uint32_t words[SUPERBLOCK], float out[SUPERBLOCK]);
+    /* Rounded draws as int32; they must fit. */
+    void (*narrow)(const double *draws, int32_t *out, size_t count);
+    void (*mask)(void *values, const uint32_t *stream, size_t count, unsigned width, int subtract);
+    codec_kernel *encode[2][2];             /* [float64?][32 bits?] */
+    codec_ready_kernel *encode_ready[2][2]; /* [float64?][32 bits?] */
+    void (*decode)(const void *message, int wide, double step, int to_double, void *values,
+                   size_t count);
+};
+
+extern const struct dither_kernels dither_kernels_portable;
+#ifdef DITHER_HAVE_AVX2
+extern const struct dither_kernels dither_kernels_avx2;
+#endif
+#ifdef DITHER_HAVE_AVX512
+extern const struct dither_kernels dither_kernels_avx512;
+#endif
+#ifdef DITHER_HAVE_NEON
+extern const struct dither_kernels dither_kernels_neon;
+#endif
+
+#endif

@@ -1,0 +1,15 @@
+/* The one thing an instruction-set file gives away: its table. TABLE and NAME are its own. */
+
+const struct dither_kernels TABLE = {
+    .name = NAME,
+    .chacha = chacha,
+    .lattice = lattice,
+    .gaussian_f64 = gaussian_f64,
+    .gaussian_f32 = gaussian_f32,
+    .narrow = narrow,
+    .mask = mask,
+    .encode = {{encode_f32_i16, encode_f32_i32}, {encode_f64_i16, encode_f64_i32}},
+    .encode_ready = {{encode_ready_f32_i16, encode_ready_f32_i32},
+                     {encode_ready_f64_i16, encode_ready_f64_i32}},
+    .decode = decode,
+};

@@ -1,0 +1,65 @@
+/* Vector types of BITS bits. Compiler vector extensions: one source for every width.
+ *
+ * An instruction-set file defines BITS and the operations that the language has no operator for
+ * (V_ROTL, V_SQRT, V_ROUND, V_FLOOR, VF_SQRT), and those it does better than the compiler (V_MIN,
+ * V_MAX, V_FROM_F32, V_FROM_I32, V_TO_I32), then includes the kernel files. */
+#include <float.h>
+#if FLT_EVAL_METHOD != 0
+#error "the error bounds need float64 arithmetic without excess precision"
+#endif
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "words of 64 bits are read from pairs of 32, little-endian"
+#endif
+
+#ifndef DITHER_VECTORS_H
+#define DITHER_VECTORS_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define BYTES (BITS / 8)
+enum { LANES32 = BITS / 32, LANES64 = BITS / 64 };
+
+typedef uint32_t u32v __attribute__((vector_size(BYTES)));
+typedef int32_t i32v __attribute__((vector_size(BYTES)));
+typedef uint64_t u64v __attribute__((vector_size(BYTES)));
+typedef int64_t i64v __attribute__((vector_size(BYTES)));
+typedef double f64v __attribute__((vector_size(BYTES)));
+typedef float f32v __attribute__((vector_size(BYTES)));
+/* As many lanes as f64v. */
+typedef int32_t i32h __attribute__((vector_size(BYTES / 2)));
+typedef float f32h __attribute__((vector_size(BYTES / 2)));
+typedef int16_t i16q __attribute__((vector_size(BYTES / 4)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Unaligned loads and stores. */
+#define LOAD(type, from) __extension__({ type v_; memcpy(&v_, (from), sizeof v_); v_; })
+#define STORE(to, value) do { __typeof__(value) v_ = (value); memcpy((to), &v_, sizeof v_); } while (0)
+
+INLINE f64v v_set(double x) { return x - (f64v){0}; }
+INLINE u64v v_setu(uint64_t x) { return x - (u64v){0}; }
+INLINE f32v vf_set(float x) { return x - (f32v){0}; }
+
+/* Lanes of `mask` are all ones or all zeros. */
+INLINE f64v v_select(u64v mask, f64v yes, f64v no) {
+    return (f64v)((mask & (u64v)yes) | (~mask & (u64v)no));
+}
+INLINE f32v vf_select(u32v mask, f32v yes, f32v no) {
+    return (f32v)((mask & (u32v)yes) | (~mask & (u32v)no));
+}
+
+INLINE uint64_t v_any(u64v mask) {
+    uint64_t any = 0;
+    for (int i = 0; i < LANES64; i++) any |= mask[i];
+    return any;
+}
+
+/* Number of all-ones lanes. */
+INLINE uint64_t v_sum(u64v counts) {
+    uint64_t sum = 0;
+    for (int i = 0; i < LANES64; i++) sum += counts[i];
+    return sum;
+}
+
+#endif

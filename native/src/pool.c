@@ -1,0 +1,239 @@
+/* Lattice noise made ahead by a thread of its own.
+ *
+ * A ring of blocks, filled at the head by the producer and consumed at the tail. A draw serves
+ * once: the consumer's pass writes zeros behind itself, and the tail only moves on. The blocks lie
+ * on pages that a forked child sees as zeros (Linux); whatever the system, a child finds by its
+ * process id that nothing of it is its own, drops it, and starts a thread and key numbers of its
+ * own. When nothing is ready, the caller's draws are made in place, from the same key. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "codec.h"
+#include "lattice.h"
+#include "process.h"
+#include "wipe.h"
+
+enum { BLOCK = 65536 };
+
+struct dither_pool {
+    const dither_kernels *kernels;
+    dither_key *key;
+    double sigma;
+    size_t blocks;
+    int32_t *ring;          /* blocks · BLOCK draws */
+    pthread_mutex_t lock;   /* guards what follows */
+    pthread_mutex_t taking; /* one consumer at a time */
+    pthread_cond_t space;
+    pthread_t producer;
+    size_t head, tail;      /* blocks ever filled, blocks ever consumed */
+    size_t offset;          /* draws used of the tail block */
+    int stop, joinable;
+    dither_pool_stats stats;
+    dither_owner owner;     /* whose draws these are */
+};
+
+static void *produce(void *argument) {
+    dither_pool *pool = argument;
+    pthread_mutex_lock(&pool->lock);
+    for (;;) {
+        while (!pool->stop && pool->head - pool->tail >= pool->blocks)
+            pthread_cond_wait(&pool->space, &pool->lock);
+        if (pool->stop) break;
+        int32_t *block = pool->ring + pool->head % pool->blocks * BLOCK;
+        pthread_mutex_unlock(&pool->lock);
+        lattice_source source;
+        dither_status status =
+            lattice_open(&source, pool->kernels, pool->key, pool->sigma, BLOCK);
+        if (status == DITHER_OK) {
+            lattice_fill_i32(&source, block, BLOCK);
+            lattice_close(&source);
+        }
+        pthread_mutex_lock(&pool->lock);
+        if (status != DITHER_OK) break; /* consumers make their own, and meet the error there */
+        pool->head++;
+        pool->stats.filled += BLOCK;
+    }
+    pool->stats.running = 0;
+    pthread_mutex_unlock(&pool->lock);
+    return NULL;
+}
+
+static dither_status start(dither_pool *pool) {
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_mutex_init(&pool->taking, NULL);
+    pthread_cond_init(&pool->space, NULL);
+    pool->stop = 0;
+    pool->stats.running = 1;
+    pool->joinable = pthread_create(&pool->producer, NULL, produce, pool) == 0;
+    if (pool->joinable) return DITHER_OK;
+    pool->stats.running = 0;
+    return DITHER_NO_THREAD;
+}
+
+dither_status dither_pool_new(const dither_kernels *kernels, dither_key *key, double sigma,
+                              size_t capacity, dither_pool **out) {
+    if (!(sigma > 0 && sigma <= DITHER_MAX_SIGMA_I32)) return DITHER_BAD_SIGMA;
+    dither_pool *pool = calloc(1, sizeof *pool);
+    if (!pool) return DITHER_NO_MEMORY;
+    size_t blocks = capacity / BLOCK + (capacity % BLOCK != 0);
+    pool->kernels = kernels;
+    pool->key = key;
+    pool->sigma = sigma;
+    pool->blocks = blocks < 2 ? 2 : blocks;
+    size_t bytes = pool->blocks * BLOCK * sizeof(int32_t);
+    pool->ring = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pool->ring == MAP_FAILED) {
+        free(pool);
+        return DITHER_NO_MEMORY;
+    }
+#ifdef MADV_DONTDUMP
+    (void)madvise(pool->ring, bytes, MADV_DONTDUMP);
+#endif
+#ifdef MADV_WIPEONFORK
+    (void)madvise(pool->ring, bytes, MADV_WIPEONFORK);
+#endif
+    pool->stats.capacity = pool->blocks * BLOCK;
+    dither_owner_init(&pool->owner);
+    dither_status status = start(pool);
+    if (status != DITHER_OK) {
+        (void)munmap(pool->ring, bytes);
+        free(pool);
+        return status;
+    }
+    *out = pool;
+    return DITHER_OK;
+}
+
+static size_t ready(const dither_pool *pool) {
+    return (pool->head - pool->tail) * BLOCK - pool->offset;
+}
+
+/* In a forked child the locks are in an unknown state, the thread is gone and the draws are the
+ * parent's. */
+static void adopt(dither_pool *pool) {
+    if (dither_owned(&pool->owner) || !dither_claim(&pool->owner)) return;
+    size_t left = ready(pool);
+    dither_wipe(pool->ring, pool->blocks * BLOCK * sizeof(int32_t));
+    memset(&pool->stats, 0, sizeof pool->stats);
+    pool->stats.capacity = pool->blocks * BLOCK;
+    pool->stats.discarded = left;
+    pool->head = pool->tail = pool->offset = 0;
+    /* Without a thread it is a pool that is always dry: right, only slower. */
+    (void)start(pool);
+    dither_claimed(&pool->owner, 1);
+}
+
+void dither_pool_free(dither_pool *pool) {
+    if (!pool) return;
+    if (dither_owned(&pool->owner)) {
+        pthread_mutex_lock(&pool->lock);
+        pool->stop = 1;
+        pthread_cond_broadcast(&pool->space);
+        pthread_mutex_unlock(&pool->lock);
+        if (pool->joinable) pthread_join(pool->producer, NULL);
+        pthread_cond_destroy(&pool->space);
+        pthread_mutex_destroy(&pool->taking);
+        pthread_mutex_destroy(&pool->lock);
+    }
+    size_t bytes = pool->blocks * BLOCK * sizeof(int32_t);
+    dither_wipe(pool->ring, bytes);
+    (void)munmap(pool->ring, bytes);
+    free(pool);
+}
+
+void dither_pool_stats_get(dither_pool *pool, dither_pool_stats *stats) {
+    adopt(pool);
+    pthread_mutex_lock(&pool->lock);
+    *stats = pool->stats;
+    stats->ready = ready(pool);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+/* Up to `most` ready draws in one piece, or none. They are the caller's until `give_back`. */
+static int32_t *borrow(dither_pool *pool, size_t most, size_t *count) {
+    pthread_mutex_lock(&pool->lock);
+    size_t left = pool->head == pool->tail ? 0 : BLOCK - pool->offset;
+    *count = left < most ? left : most;
+    int32_t *draws = pool->ring + pool->tail % pool->blocks * BLOCK + pool->offset;
+    pthread_mutex_unlock(&pool->lock);
+    return draws;
+}
+
+static void give_back(dither_pool *pool, size_t count) {
+    pthread_mutex_lock(&pool->lock);
+    pool->offset += count;
+    pool->stats.used += count;
+    if (pool->offset == BLOCK) {
+        pool->offset = 0;
+        pool->tail++;
+        pthread_cond_signal(&pool->space);
+    }
+    pthread_mutex_unlock(&pool->lock);
+}
+
+static uint64_t nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void count_dry(dither_pool *pool, size_t count, uint64_t began) {
+    pthread_mutex_lock(&pool->lock);
+    pool->stats.dry += count;
+    pool->stats.wait_ns += nanoseconds() - began;
+    pthread_mutex_unlock(&pool->lock);
+}
+
+dither_status dither_pool_encode(dither_pool *pool, const dither_grid *grid, dither_float type,
+                                 const void *values, void *message, size_t count,
+                                 uint64_t *saturated) {
+    const size_t width = (size_t)(grid->wire_bits == 32 ? 4 : 2);
+    dither_status status = DITHER_OK;
+    uint64_t clamped = 0;
+    adopt(pool);
+    pthread_mutex_lock(&pool->taking);
+    for (size_t done = 0, now = 0; done < count && status == DITHER_OK; done += now) {
+        const char *from = (const char *)values + done * type;
+        char *to = (char *)message + done * width;
+        int32_t *noise = borrow(pool, count - done, &now);
+        if (now > 0) {
+            status = dither_encode_ready(pool->kernels, noise, grid, type, from, to, now, &clamped);
+            give_back(pool, now);
+        } else {
+            uint64_t began = nanoseconds();
+            now = count - done < BLOCK ? count - done : BLOCK;
+            status = dither_encode(pool->kernels, pool->key, pool->sigma, grid, type, from, to, now,
+                                   &clamped);
+            count_dry(pool, now, began);
+        }
+    }
+    pthread_mutex_unlock(&pool->taking);
+    if (status != DITHER_OK && status != DITHER_BAD_GRID) dither_wipe(message, count * width);
+    if (status == DITHER_OK && saturated) *saturated += clamped;
+    return status;
+}
+
+dither_status dither_pool_take(dither_pool *pool, int32_t *out, size_t count) {
+    dither_status status = DITHER_OK;
+    adopt(pool);
+    pthread_mutex_lock(&pool->taking);
+    for (size_t done = 0, now = 0; done < count && status == DITHER_OK; done += now) {
+        int32_t *noise = borrow(pool, count - done, &now);
+        if (now > 0) {
+            memcpy(out + done, noise, now * sizeof *out);
+            dither_wipe(noise, now * sizeof *noise);
+            give_back(pool, now);
+        } else {
+            uint64_t began = nanoseconds();
+            now = count - done < BLOCK ? count - done : BLOCK;
+            status = dither_lattice_i32(pool->kernels, pool->key, pool->sigma, out + done, now, NULL);
+            count_dry(pool, now, began);
+        }
+    }
+    pthread_mutex_unlock(&pool->taking);
+    if (status != DITHER_OK) dither_wipe(out, count * sizeof *out);
+    return status;
+}

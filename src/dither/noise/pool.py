@@ -1,0 +1,205 @@
+"""Noise made ahead, off the critical path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, final, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from dither import _native
+from dither.errors import ConfigError, NoiseError
+from dither.noise.codec import Encoded, Grid, core_grid, encode, message_type
+from dither.noise.core import Buffer, core_errors
+from dither.noise.key import Key
+from dither.noise.simd import kernels
+
+# Bounds of the automatic size, in draws of four bytes: 1 MiB and 256 MiB.
+_SMALLEST = 1 << 18
+_LARGEST = 1 << 26
+
+
+@runtime_checkable
+class Noise(Protocol):
+    """What an encoder takes its noise from."""
+
+    @property
+    def secret(self) -> bool:
+        """Whether nobody else can know the noise."""
+        ...
+
+    def encode(self, values: Float[np.ndarray, " size"], grid: Grid) -> Encoded:
+        """Return values with noise of the grid's σ on every coordinate, never used before."""
+        ...
+
+
+@final
+class FreshNoise:
+    """Noise drawn when it is needed, in the pass that adds it.
+
+    Args:
+        key: Where it comes from.
+    """
+
+    def __init__(self, key: Key) -> None:
+        self._key = key
+
+    @property
+    def secret(self) -> bool:
+        """Whether the key is."""
+        return self._key.secret
+
+    def encode(self, values: Float[np.ndarray, " size"], grid: Grid) -> Encoded:
+        """Return `codec.encode` of the values."""
+        return encode(values, grid, self._key)
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """What a pool did, in draws. Independent of anything private.
+
+    Attributes:
+        capacity: Draws that fit.
+        ready: Draws waiting now.
+        filled: Draws that the background thread made.
+        used: Draws taken from the pool.
+        dry: Draws made in place because none was ready.
+        discarded: Ready draws dropped in a forked child.
+        wait_seconds: Time callers spent making draws in place.
+        running: Whether the background thread runs.
+    """
+
+    capacity: int
+    ready: int
+    filled: int
+    used: int
+    dry: int
+    discarded: int
+    wait_seconds: float
+    running: bool
+
+
+def pool_capacity(dimension: int) -> int:
+    """Return the draws that a pool for releases of this dimension holds by itself.
+
+    Two releases, so that one can be filled while one is used, between 1 MiB and 256 MiB.
+    """
+    return min(max(2 * dimension, _SMALLEST), _LARGEST)
+
+
+@final
+class NoisePool:
+    """Lattice noise of one σ, made ahead by a thread of its own (after DPAR, SC'25).
+
+    Each draw serves once: it is overwritten with zeros in the pass that adds it. When nothing is
+    ready, the caller's draws are made in place, at once, so a pool changes speed and nothing else.
+    The thread runs outside the interpreter's lock. In a forked child all ready noise is dropped
+    and a new thread with a new key takes over. Use as a context manager, or `close` it.
+
+    Args:
+        sigma: Standard deviation in fine steps, in (0, 2²⁶]: the ``sigma`` of `Plan.bind`.
+        key: Where the noise comes from; a fresh key by default.
+        capacity: Draws to hold, four bytes each, rounded up to blocks of 65,536.
+        dimension: Coordinates of one release, to choose the capacity by.
+
+    Raises:
+        ConfigError: σ or the capacity is out of range.
+        NoiseError: No memory or no thread.
+    """
+
+    def __init__(
+        self,
+        sigma: float,
+        key: Key | None = None,
+        *,
+        capacity: int | None = None,
+        dimension: int | None = None,
+    ) -> None:
+        draws = pool_capacity(dimension or 0) if capacity is None else capacity
+        if not 0 < draws <= 1 << 40:
+            raise ConfigError(
+                expected="a capacity between 1 and 2^40 draws", got=str(draws), fix="leave it out"
+            )
+        self._key = key or Key()
+        self._sigma = float(sigma)
+        with core_errors("a sigma and a capacity"):
+            self._native: Any = _native.Pool(kernels(), self._key.native, self._sigma, draws)
+
+    @property
+    def secret(self) -> bool:
+        """Whether the key is."""
+        return self._key.secret
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation in fine steps."""
+        return self._sigma
+
+    def encode(self, values: Float[np.ndarray, " size"], grid: Grid) -> Encoded:
+        """Return `codec.encode` of the values, with noise that was ready where there was some.
+
+        Raises:
+            NoiseError: The grid asks for another σ, or the pool is closed.
+            ReleaseError: A value is not finite.
+        """
+        if grid.sigma != self._sigma:
+            raise NoiseError(
+                expected=f"a lattice with a sigma of {self._sigma!r} fine steps",
+                got=f"{grid.sigma!r}",
+                fix="make one pool for each plan, model and number of ranks",
+            )
+        message = np.empty(values.size, message_type(grid))
+        native = self._open()
+        with core_errors("float32 or float64 values"):
+            saturated = native.encode(core_grid(grid), values, message)
+        return Encoded(message, int(saturated))
+
+    def take(self, out: Buffer) -> None:
+        """Fill an int32 array with draws.
+
+        Raises:
+            NoiseError: The pool is closed.
+            ConfigError: Another array.
+        """
+        native = self._open()
+        with core_errors("an int32 array to fill"):
+            native.take(out)
+
+    def stats(self) -> PoolStats:
+        """Return what the pool did so far in this process."""
+        stats = self._open().stats()
+        return PoolStats(wait_seconds=stats.pop("wait_ns") * 1e-9, **stats)
+
+    def close(self) -> None:
+        """Stop the thread and wipe what is left. Closing twice is harmless."""
+        native, self._native = self._native, None
+        if native is not None:
+            native.close()
+
+    def _open(self) -> Any:
+        if self._native is None:
+            raise NoiseError(
+                expected="an open pool", got="a closed one", fix="make a new NoisePool"
+            )
+        return self._native
+
+    def __enter__(self) -> NoisePool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce_ex__(self, _: object) -> Any:
+        """Refuse to be copied or pickled: its noise would be used twice."""
+        raise NoiseError(
+            expected="a pool that stays in its process",
+            got="an attempt to copy or pickle it",
+            fix="make a new NoisePool where it is needed",
+        )
