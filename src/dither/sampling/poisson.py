@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import final
 
 import numpy as np
@@ -13,8 +13,9 @@ from dither.errors import ConfigError
 from dither.noise.entropy import Entropy, OsEntropy
 from dither.privacy.events import SamplerKind
 from dither.privacy.ticket import SampleTicket
+from dither.sampling.gaps import gaps
 
-_BITS = 64
+_LONGEST = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Sample:
 class PoissonSampler:
     """Draws Poisson samples of ``records`` rows at ``rate``.
 
-    Every row is in with probability ⌊rate·2⁶⁴⌋/2⁶⁴, decided by comparing uniform bits with the
-    threshold: never above the charged rate, and ε grows with the rate. Most rows are decided by
-    their first byte; only the others draw the remaining 56 bits. The empty sample is a normal one.
+    Every row is in with probability ``rate`` exactly: the gaps between chosen rows are exact
+    geometric draws (`gaps`), so a sample costs what it holds, not what the store holds. The empty
+    sample is a normal one.
 
     Args:
         records: n, number of rows.
@@ -53,17 +54,22 @@ class PoissonSampler:
         self.rate = rate
         self.kind = SamplerKind.FULL if rate == 1.0 else SamplerKind.POISSON
         self.entropy = entropy or OsEntropy()
-        threshold = int(Fraction(rate) * 2**_BITS)
-        self._first_byte, self._rest = divmod(threshold, 1 << (_BITS - 8))
 
     def draw(self) -> Sample:
         """Return a fresh sample."""
         ticket = SampleTicket(self.kind, self.rate, secret=self.entropy.secret)
         if self.kind is SamplerKind.FULL:
             return Sample(np.arange(self.records, dtype=np.int64), ticket)
-        first = self.entropy.draw(self.records)
-        chosen = first < self._first_byte
-        undecided = np.flatnonzero(first == self._first_byte)
-        rest = self.entropy.draw(8 * undecided.size).view(np.uint64) >> np.uint64(8)
-        chosen[undecided] = rest < self._rest
-        return Sample(np.flatnonzero(chosen).astype(np.int64), ticket)
+        return Sample(self._rows(), ticket)
+
+    def _rows(self) -> Int64[np.ndarray, " batch"]:
+        expected = self.records * self.rate
+        # Nearly always one round; a long sample in parts keeps sums within 64 bits.
+        count = min(int(expected + 6.0 * math.sqrt(expected)) + 16, _LONGEST)
+        parts: list[Int64[np.ndarray, " part"]] = []
+        last = -1
+        while last < self.records - 1:
+            rows = last + np.cumsum(gaps(self.rate, count, self.records, self.entropy) + 1)
+            parts.append(rows[: np.searchsorted(rows, self.records)])
+            last = int(rows[-1])
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
