@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
-NATIVE := CMakeLists.txt $(wildcard native/*/*)
+NATIVE := CMakeLists.txt native/CMakeLists.txt $(wildcard native/*/*.* native/src/kernels/*)
 
 .PHONY: demo env test test-full check bench docs clean
 

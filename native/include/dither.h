@@ -21,7 +21,8 @@ enum dither_feature {
     DITHER_FEATURE_NEON = 1u << 4
 };
 
-/* Whatever is not DITHER_OK leaves no output behind: what was written is overwritten with zeros. */
+/* Whatever is not DITHER_OK leaves no output behind: what was written is overwritten with zeros, and
+ * a key or pool asked for is NULL. */
 typedef enum {
     DITHER_OK = 0,
     DITHER_NO_ENTROPY, /* the operating system gave no random bytes */
@@ -30,7 +31,8 @@ typedef enum {
     DITHER_BAD_SIGMA,  /* not in (0, DITHER_MAX_SIGMA], or too wide for the integers asked for */
     DITHER_BAD_GRID,   /* a lattice beyond the limits of `dither_grid` */
     DITHER_NOT_FINITE, /* a value to encode is NaN or infinite */
-    DITHER_NO_THREAD
+    DITHER_NO_THREAD,
+    DITHER_BAD_ARGUMENT /* a cipher, width or type that is none of those named here */
 } dither_status;
 
 /* The version of this build, "MAJOR.MINOR.PATCH". */
@@ -54,31 +56,54 @@ const char *dither_kernels_name(const dither_kernels *kernels);
 
 /* ---- keys and the stream ------------------------------------------------------------------- */
 
-/* A ChaCha key with the position of the first number not yet used. One may serve many threads:
+/* What makes the stream. ChaCha is fast in plain vector arithmetic; AES-256 in counter mode is faster
+ * still where the processor has instructions for it. */
+typedef enum {
+    DITHER_CHACHA12 = 12, /* fewer rounds: faster, unbroken, with less margin */
+    DITHER_CHACHA20 = 20, /* RFC 8439 */
+    DITHER_AES256 = 256   /* FIPS 197, SP 800-38A */
+} dither_cipher;
+
+/* The fastest full-strength cipher for these kernels, by measurement (docs/decisions). */
+dither_cipher dither_preferred_cipher(const dither_kernels *kernels);
+
+/* Name of the AES code: "vaes", "aesni", "armv8aes" or "portable". */
+const char *dither_aes_name(const dither_kernels *kernels);
+
+/* A key with the position of the first number not yet used. One may serve many threads:
  * positions are handed out atomically, so no number is used twice. Key bytes live on a page that
  * is kept out of core dumps, is zeroed in a forked child where the system can (Linux), and is
- * wiped by `dither_key_free`. A child of `fork` gets fresh key bytes on first use. */
+ * wiped by `dither_key_free`. A child of `fork` gets fresh key bytes on first use; an agreed key is
+ * refused there with DITHER_FORKED. */
 typedef struct dither_key dither_key;
 
 enum { DITHER_KEY_BYTES = 32, DITHER_SUPERBLOCK_WORDS = 256 };
 
-/* A key from the operating system's entropy. `rounds`: 20, or 12. */
-dither_status dither_key_new(unsigned rounds, dither_key **key);
+/* A key from the operating system's entropy. */
+dither_status dither_key_new(dither_cipher cipher, dither_key **key);
 
-/* A key that two parties agreed on, or that a test fixes. Refused after `fork`. */
-dither_status dither_key_agreed(const uint8_t bytes[DITHER_KEY_BYTES], unsigned rounds,
+/* A key that two parties agreed on, or that a test fixes. Its stream always starts at position 0, so
+ * the bytes must serve one key, one direction and one run: derive new ones (HKDF over peers, direction
+ * and run) for each, or pads repeat and their difference tells the messages. */
+dither_status dither_key_agreed(const uint8_t bytes[DITHER_KEY_BYTES], dither_cipher cipher,
                                 dither_key **key);
 
+/* NULL is fine. */
 void dither_key_free(dither_key *key);
 
 /* Superblocks handed out so far in this process. */
 uint64_t dither_key_position(const dither_key *key);
 
-/* The bare cipher. `state`: the 16 words of RFC 8439 §2.3, words 12 and 13 a 64-bit block counter.
+/* For tests: the bare ciphers. ChaCha, `state`: the 16 words of RFC 8439 §2.3, words 12 and 13 a 64-bit block counter.
  * Writes `superblocks` times 256 words. In a superblock, word w of block b stands at [16 w + b]:
  * 16 consecutive blocks, word by word, which no instruction set needs to transpose. */
 void dither_chacha(const dither_kernels *kernels, const uint32_t state[16], unsigned rounds,
                    uint32_t *out, size_t superblocks);
+
+/* AES-256 of counter blocks, `superblocks` times 64 of them, in order: the first 64 bits of
+ * `counter`, little-endian, go up by one a block. */
+void dither_aes256(const dither_kernels *kernels, const uint8_t key[DITHER_KEY_BYTES],
+                   const uint8_t counter[16], uint8_t *out, size_t superblocks);
 
 /* Fresh keystream: the next unused words of the key. */
 dither_status dither_stream(const dither_kernels *kernels, dither_key *key, uint32_t *out,
@@ -89,7 +114,10 @@ dither_status dither_stream(const dither_kernels *kernels, dither_key *key, uint
 dither_status dither_stream_at(const dither_kernels *kernels, dither_key *key, uint32_t stream,
                                uint64_t position, uint32_t *out, size_t words);
 
-/* values[i] ± keystream mod 2^(8 width), in place; width 2, 4 or 8 bytes. `subtract`: 0 or 1. */
+/* values[i] ± keystream mod 2^(8 width), in place; width 2, 4 or 8 bytes; nonzero subtracts. Both
+ * ends of an agreed key must make the same calls: same order, sizes and widths. Each call starts a new
+ * superblock, so one call of 16 values is not two of 8. Nothing detects a mismatch. Sums of masked
+ * messages must be taken mod 2^(8 width) too. */
 dither_status dither_mask(const dither_kernels *kernels, dither_key *key, void *values,
                           size_t count, unsigned width, int subtract);
 
@@ -105,14 +133,15 @@ dither_status dither_gaussian_f64(const dither_kernels *kernels, dither_key *key
 #define DITHER_MAX_SIGMA 1099511627776.0 /* 2^40 */
 #define DITHER_MAX_SIGMA_I32 67108864.0  /* 2^26: int32 then ends at 32 σ, beyond 2^-739 */
 
-/* round(σ Z), Z standard normal: exactly distributed, see lattice.c. `redone`, if not NULL, is
- * raised by the number of draws that needed arbitrary precision. */
+/* round(σ Z), Z standard normal, halves never occurring: the integers are distributed exactly so,
+ * given ideal bits. `redone`, if not NULL, is raised by the number of draws that needed arbitrary
+ * precision. */
 dither_status dither_lattice_i32(const dither_kernels *kernels, dither_key *key, double sigma,
                                  int32_t *out, size_t count, uint64_t *redone);
 dither_status dither_lattice_i64(const dither_kernels *kernels, dither_key *key, double sigma,
                                  int64_t *out, size_t count, uint64_t *redone);
 
-/* Decides one draw in arbitrary precision from its first 64 + 64 bits and `levels` times two more
+/* For tests: decides one draw in arbitrary precision from its first 64 + 64 bits and `levels` times two more
  * words (radius, angle). Returns 1 and the integer, or 0 if these bits leave it open. */
 int dither_exact_draw(uint64_t radius, uint64_t angle, const uint64_t *more, unsigned levels,
                       double sigma, int second, int64_t *out);
@@ -120,7 +149,9 @@ int dither_exact_draw(uint64_t radius, uint64_t angle, const uint64_t *more, uns
 /* ---- the codec ----------------------------------------------------------------------------- */
 
 /* Limits: |scale_exponent| ≤ 500, 0 ≤ clamp ≤ 2^50, 0 ≤ wire_shift ≤ 48, and wire_limit below
- * 2^15 or 2^31. */
+ * 2^15 or 2^31. For a sum over R ranks that must not wrap choose R · wire_limit < 2^(wire_bits - 1),
+ * and clamp and σ so that (clamp + 9 σ) / 2^wire_shift ≤ wire_limit: what is cut at wire_limit is not
+ * counted, and the sum is then no function of the sum of values and noise. */
 typedef struct {
     int scale_exponent; /* the fine step is 2^-scale_exponent */
     int64_t clamp;      /* largest magnitude before noise, in fine steps */
@@ -132,7 +163,8 @@ typedef struct {
 typedef enum { DITHER_F32 = 4, DITHER_F64 = 8 } dither_float;
 
 /* Round to the fine lattice, clamp, add fresh noise of `sigma` fine steps, shift to the wire
- * lattice, clamp, write int16 or int32. `saturated` counts coordinates clamped before noise. */
+ * lattice, clamp, write int16 or int32. `saturated`, if not NULL, is raised by the number of
+ * coordinates clamped before noise. Values and message must not overlap. */
 dither_status dither_encode(const dither_kernels *kernels, dither_key *key, double sigma,
                             const dither_grid *grid, dither_float type, const void *values,
                             void *message, size_t count, uint64_t *saturated);
@@ -142,7 +174,7 @@ dither_status dither_encode_ready(const dither_kernels *kernels, int32_t *noise,
                                   const dither_grid *grid, dither_float type, const void *values,
                                   void *message, size_t count, uint64_t *saturated);
 
-/* message · wire step, into float or double. */
+/* message (one, or a sum of several) · wire step, into float or double. */
 dither_status dither_decode(const dither_kernels *kernels, const dither_grid *grid,
                             const void *message, dither_float type, void *values, size_t count);
 
@@ -163,11 +195,12 @@ typedef struct {
 } dither_pool_stats;
 
 /* `capacity` draws of int32, rounded up to blocks of 65,536, at least two. The key stays the
- * caller's and must outlive the pool. */
+ * caller's and must outlive the pool. A used draw is overwritten when its block is used up. All
+ * functions but new and free may be called from several threads. */
 dither_status dither_pool_new(const dither_kernels *kernels, dither_key *key, double sigma,
                               size_t capacity, dither_pool **pool);
 
-/* Stops the thread, wipes what is left. */
+/* Stops the thread, wipes what is left. NULL is fine. */
 void dither_pool_free(dither_pool *pool);
 
 void dither_pool_stats_get(dither_pool *pool, dither_pool_stats *stats);

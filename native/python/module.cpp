@@ -42,7 +42,7 @@ struct StatusError : std::runtime_error {
 
 void check(dither_status status) {
     static const char *const kinds[] = {"ok",       "no_entropy", "no_memory",  "forked",
-                                        "bad_sigma", "bad_grid",   "not_finite", "no_thread"};
+                                        "bad_sigma", "bad_grid",   "not_finite", "no_thread", "bad_argument"};
     if (status != DITHER_OK)
         throw StatusError(std::string(kinds[status]) + ": " + dither_status_text(status));
 }
@@ -67,10 +67,15 @@ struct Kernels {
 struct Key {
     dither_key *key = nullptr;
 
-    explicit Key(unsigned rounds) { check(dither_key_new(rounds, &key)); }
-    Key(nb::bytes secret, unsigned rounds) {
+    explicit Key(int cipher) { check(dither_key_new(known(cipher), &key)); }
+    Key(nb::bytes secret, int cipher) {
         if (secret.size() != DITHER_KEY_BYTES) throw nb::value_error("a key has 32 bytes");
-        check(dither_key_agreed(static_cast<const uint8_t *>(secret.data()), rounds, &key));
+        check(dither_key_agreed(static_cast<const uint8_t *>(secret.data()), known(cipher), &key));
+    }
+    static dither_cipher known(int cipher) {
+        if (cipher != DITHER_CHACHA12 && cipher != DITHER_CHACHA20 && cipher != DITHER_AES256)
+            throw nb::value_error("no such cipher");
+        return static_cast<dither_cipher>(cipher);
     }
     Key(const Key &) = delete;
     ~Key() { dither_key_free(key); }
@@ -94,7 +99,7 @@ struct Pool {
         last.reset();
     }
     std::shared_ptr<dither_pool> open() const {
-        if (!pool) throw nb::value_error("the pool is closed");
+        if (!pool) throw StatusError("closed: the pool is closed");
         return pool;
     }
 };
@@ -138,26 +143,47 @@ template <typename Call> void unlocked(Call call) {
     check(status);
 }
 
+// An array argument as it is: nanobind would else hand a strided array over as a copy, write to that
+// and throw it away.
+auto as_is() { return nb::arg().noconvert(); }
+const nb::arg any;
+
+unsigned mask_width(const Out &values) {
+    const nb::dlpack::dtype type = values.dtype();
+    const bool integer = type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Int) ||
+                         type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::UInt);
+    if (!integer || type.lanes != 1 || (type.bits != 16 && type.bits != 32 && type.bits != 64))
+        throw nb::type_error("masks take integers of 16, 32 or 64 bits");
+    return type.bits / 8u;
+}
+
 void bind_stream(nb::module_ &m) {
     m.def("chacha", [](const Kernels &k, const std::vector<uint32_t> &state, unsigned rounds, Out out) {
         if (state.size() != 16 || out.shape(0) % DITHER_SUPERBLOCK_WORDS)
             throw nb::value_error("16 words of state, whole superblocks out");
         dither_chacha(k.table, state.data(), rounds, words(out), out.shape(0) / DITHER_SUPERBLOCK_WORDS);
-    });
+    }, any, any, any, as_is());
+    m.def("aes256", [](const Kernels &k, nb::bytes key, nb::bytes counter, Out out) {
+        if (key.size() != DITHER_KEY_BYTES || counter.size() != 16 || out.shape(0) % DITHER_SUPERBLOCK_WORDS)
+            throw nb::value_error("a key of 32 bytes, a counter of 16, whole superblocks out");
+        dither_aes256(k.table, static_cast<const uint8_t *>(key.data()),
+                      static_cast<const uint8_t *>(counter.data()), reinterpret_cast<uint8_t *>(words(out)),
+                      out.shape(0) / DITHER_SUPERBLOCK_WORDS);
+    }, any, any, any, as_is());
     m.def("stream", [](const Kernels &k, Key &key, Out out) {
         uint32_t *to = words(out);
         unlocked([&] { return dither_stream(k.table, key.key, to, out.shape(0)); });
-    });
+    }, any, any, as_is());
     m.def("stream_at", [](const Kernels &k, Key &key, uint32_t stream, uint64_t position, Out out) {
         uint32_t *to = words(out);
         unlocked([&] { return dither_stream_at(k.table, key.key, stream, position, to, out.shape(0)); });
-    });
+    }, any, any, any, any, as_is());
     m.def("mask", [](const Kernels &k, Key &key, Out values, bool subtract) {
+        const unsigned width = mask_width(values);
         unlocked([&] {
-            return dither_mask(k.table, key.key, values.data(), values.shape(0),
-                               static_cast<unsigned>(values.itemsize()), subtract);
+            return dither_mask(k.table, key.key, values.data(), values.shape(0), width, subtract);
         });
-    });
+    }, any, any, as_is(), any);
 }
 
 void bind_gaussian(nb::module_ &m) {
@@ -167,7 +193,7 @@ void bind_gaussian(nb::module_ &m) {
             return narrow ? dither_gaussian_f32(k.table, key.key, static_cast<float *>(out.data()), out.shape(0))
                           : dither_gaussian_f64(k.table, key.key, static_cast<double *>(out.data()), out.shape(0));
         });
-    });
+    }, any, any, as_is());
     m.def("lattice", [](const Kernels &k, Key &key, double sigma, Out out) {
         uint64_t redone = 0;
         const bool narrow = is(out, nb::dtype<int32_t>());
@@ -179,7 +205,7 @@ void bind_gaussian(nb::module_ &m) {
                                                out.shape(0), &redone);
         });
         return redone;
-    });
+    }, any, any, any, as_is());
     m.def("exact_draw", [](uint64_t radius, uint64_t angle, const std::vector<uint64_t> &more, double sigma,
                            bool second) -> std::optional<int64_t> {
         int64_t draw;
@@ -206,7 +232,7 @@ void bind_codec(nb::module_ &m) {
                                  values.shape(0), &saturated);
         });
         return saturated;
-    });
+    }, any, any, any, any, as_is(), as_is());
     m.def("encode_ready", [](const Kernels &k, Out noise, const Grid &grid, In values, Out message) {
         uint64_t saturated = 0;
         const dither_float type = float_type(values);
@@ -219,7 +245,7 @@ void bind_codec(nb::module_ &m) {
                                        message.data(), values.shape(0), &saturated);
         });
         return saturated;
-    });
+    }, any, as_is(), any, as_is(), as_is());
     m.def("decode", [](const Kernels &k, const Grid &grid, In message, Out values) {
         const dither_float type = float_type(values);
         is_message(message, grid);
@@ -227,7 +253,7 @@ void bind_codec(nb::module_ &m) {
         unlocked([&] {
             return dither_decode(k.table, &grid, message.data(), type, values.data(), values.shape(0));
         });
-    });
+    }, any, any, as_is(), as_is());
 }
 
 void bind_pool(nb::module_ &m) {
@@ -247,12 +273,12 @@ void bind_pool(nb::module_ &m) {
                                           &saturated);
             });
             return saturated;
-        })
+        }, any, as_is(), as_is())
         .def("take", [](Pool &pool, Out out) {
             const std::shared_ptr<dither_pool> open = pool.open();
             if (!is(out, nb::dtype<int32_t>())) throw nb::type_error("draws must be int32");
             unlocked([&] { return dither_pool_take(open.get(), static_cast<int32_t *>(out.data()), out.shape(0)); });
-        })
+        }, as_is())
         .def("stats", [](Pool &pool) {
             dither_pool_stats s;
             dither_pool_stats_get(pool.open().get(), &s);
@@ -268,6 +294,9 @@ void bind_pool(nb::module_ &m) {
 
 NB_MODULE(_native, m) {
     m.doc() = "dither's C core";
+    // dither.noise keeps the chosen kernels for the life of the process.
+    nb::set_leak_warnings(false);
+    nb::set_leak_warnings(false); // a process may end with keys and pools in use
     nb::exception<StatusError>(m, "StatusError", PyExc_RuntimeError);
     m.def("version", [] { return std::string(dither_version()); }, "Version of this build.");
     m.def(
@@ -275,10 +304,13 @@ NB_MODULE(_native, m) {
         "Names of the processor features that the core can dispatch on, sorted.");
     nb::class_<Kernels>(m, "Kernels")
         .def(nb::init<const std::vector<std::string> &>(), "features"_a)
-        .def_prop_ro("name", [](const Kernels &k) { return std::string(dither_kernels_name(k.table)); });
+        .def_prop_ro("name", [](const Kernels &k) { return std::string(dither_kernels_name(k.table)); })
+        .def_prop_ro("aes", [](const Kernels &k) { return std::string(dither_aes_name(k.table)); })
+        .def_prop_ro("preferred_cipher",
+                     [](const Kernels &k) { return static_cast<int>(dither_preferred_cipher(k.table)); });
     nb::class_<Key>(m, "Key")
-        .def(nb::init<unsigned>(), "rounds"_a)
-        .def(nb::init<nb::bytes, unsigned>(), "secret"_a, "rounds"_a)
+        .def(nb::init<int>(), "cipher"_a)
+        .def(nb::init<nb::bytes, int>(), "secret"_a, "cipher"_a)
         .def_prop_ro("position", [](const Key &k) { return dither_key_position(k.key); });
     bind_stream(m);
     bind_gaussian(m);

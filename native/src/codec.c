@@ -5,7 +5,8 @@
 #include "lattice.h"
 #include "wipe.h"
 
-dither_status codec_open(const dither_grid *grid, codec_numbers *numbers) {
+dither_status codec_open(const dither_grid *grid, dither_float type, codec_numbers *numbers) {
+    if (type != DITHER_F32 && type != DITHER_F64) return DITHER_BAD_ARGUMENT;
     int64_t widest = grid->wire_bits == 16 ? INT16_MAX : INT32_MAX;
     if ((grid->wire_bits != 16 && grid->wire_bits != 32) || grid->wire_limit < 0 ||
         grid->wire_limit > widest || grid->clamp < 0 || grid->clamp > (int64_t)1 << 50 ||
@@ -36,14 +37,13 @@ dither_status dither_encode(const dither_kernels *kernels, dither_key *key, doub
     codec_numbers numbers;
     codec_counts counts = {0, 0};
     lattice_source source;
-    double noise[DRAWS];
-    dither_status status = codec_open(grid, &numbers);
+    double noise[LATTICE_BATCH * DRAWS];
+    dither_status status = codec_open(grid, type, &numbers);
     if (status == DITHER_OK) status = lattice_open(&source, kernels, key, sigma, count);
     if (status != DITHER_OK) return status;
-    codec_kernel *encode = kernels->encode[type == DITHER_F64][grid->wire_bits == 32];
-    for (size_t done = 0; done < count; done += DRAWS) {
-        size_t now = count - done < DRAWS ? count - done : DRAWS;
-        lattice_next(&source, noise);
+    codec_kernel *encode = kernels->simd->encode[type == DITHER_F64][grid->wire_bits == 32];
+    for (size_t done = 0, now; done < count; done += now) {
+        now = lattice_some(&source, noise, count - done);
         encode(&numbers, (const char *)values + done * type, noise,
                (char *)message + done * (size_t)grid->wire_bits / 8, now, &counts);
     }
@@ -52,24 +52,30 @@ dither_status dither_encode(const dither_kernels *kernels, dither_key *key, doub
     return codec_close(grid, &counts, message, count, saturated);
 }
 
+dither_status codec_encode_ready(const dither_kernels *kernels, int32_t *noise, int wipe,
+                                 const dither_grid *grid, dither_float type, const void *values,
+                                 void *message, size_t count, uint64_t *saturated) {
+    codec_numbers numbers;
+    codec_counts counts = {0, 0};
+    dither_status status = codec_open(grid, type, &numbers);
+    if (status != DITHER_OK) return status;
+    codec_ready_kernel *encode = kernels->simd->encode_ready[type == DITHER_F64][grid->wire_bits == 32];
+    encode(&numbers, values, noise, wipe, message, count, &counts);
+    return codec_close(grid, &counts, message, count, saturated);
+}
+
 dither_status dither_encode_ready(const dither_kernels *kernels, int32_t *noise,
                                   const dither_grid *grid, dither_float type, const void *values,
                                   void *message, size_t count, uint64_t *saturated) {
-    codec_numbers numbers;
-    codec_counts counts = {0, 0};
-    dither_status status = codec_open(grid, &numbers);
-    if (status != DITHER_OK) return status;
-    kernels->encode_ready[type == DITHER_F64][grid->wire_bits == 32](&numbers, values, noise,
-                                                                     message, count, &counts);
-    return codec_close(grid, &counts, message, count, saturated);
+    return codec_encode_ready(kernels, noise, 1, grid, type, values, message, count, saturated);
 }
 
 dither_status dither_decode(const dither_kernels *kernels, const dither_grid *grid,
                             const void *message, dither_float type, void *values, size_t count) {
     codec_numbers numbers;
-    dither_status status = codec_open(grid, &numbers);
+    dither_status status = codec_open(grid, type, &numbers);
     if (status != DITHER_OK) return status;
-    kernels->decode(message, grid->wire_bits == 32,
+    kernels->simd->decode(message, grid->wire_bits == 32,
                     ldexp(1.0, grid->wire_shift - grid->scale_exponent), type == DITHER_F64, values,
                     count);
     return DITHER_OK;

@@ -13,10 +13,9 @@
         if (status != DITHER_OK) return status;                                                    \
         for (size_t done = 0; done < count; done += (each)) {                                      \
             size_t now = count - done < (each) ? count - done : (each);                            \
-            kernels->chacha(span.state, span.rounds, (uint32_t *)words, 1);                        \
-            kernels->name(words, now < (each) ? last : out + done);                                \
+            dither_span_next(kernels, &span, (uint32_t *)words, 1);                                \
+            kernels->simd->name(words, now < (each) ? last : out + done);                          \
             if (now < (each)) memcpy(out + done, last, now * sizeof *out);                         \
-            dither_span_advance(&span, 1);                                                         \
         }                                                                                          \
         dither_wipe(words, sizeof words);                                                          \
         dither_wipe(&span, sizeof span);                                                           \

@@ -15,20 +15,19 @@
 #include "process.h"
 #include "wipe.h"
 
-/* Zero in a forked child where the system wipes the page: then the bytes are not a key. */
-#define ALIVE 0x6469746865726b79u
-
 typedef struct {
-    uint32_t words[8];
-    uint64_t alive;
+    uint8_t bytes[DITHER_KEY_BYTES];
+    aes_keys expanded;
+    /* Here, because the system wipes this page in a forked child (Linux): then nobody owns it, even
+     * where the child's id is the parent's (another id namespace, or an id used again). */
+    dither_owner owner;
 } secret;
 
 struct dither_key {
     secret *page;
     size_t page_size;
-    unsigned rounds;
-    int agreed;            /* fixed bytes: nothing fresh can replace them */
-    dither_owner owner;
+    dither_cipher cipher;
+    int agreed; /* fixed bytes: nothing fresh can replace them */
     _Atomic uint64_t next; /* first unused superblock */
 };
 
@@ -52,7 +51,7 @@ static secret *secret_page(size_t *size) {
     *size = (size_t)sysconf(_SC_PAGESIZE);
     void *page = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (page == MAP_FAILED) return NULL;
-    /* All three are the best the system offers; the process id is checked as well. */
+    /* The best the system offers; where it does not wipe, the process id tells a child. */
     (void)mlock(page, *size);
 #ifdef MADV_DONTDUMP
     (void)madvise(page, *size, MADV_DONTDUMP);
@@ -63,7 +62,10 @@ static secret *secret_page(size_t *size) {
     return page;
 }
 
-static dither_status key_alloc(unsigned rounds, int agreed, dither_key **out) {
+static dither_status key_alloc(dither_cipher cipher, int agreed, dither_key **out) {
+    *out = NULL;
+    if (cipher != DITHER_CHACHA12 && cipher != DITHER_CHACHA20 && cipher != DITHER_AES256)
+        return DITHER_BAD_ARGUMENT;
     dither_key *key = calloc(1, sizeof *key);
     if (!key) return DITHER_NO_MEMORY;
     key->page = secret_page(&key->page_size);
@@ -71,34 +73,37 @@ static dither_status key_alloc(unsigned rounds, int agreed, dither_key **out) {
         free(key);
         return DITHER_NO_MEMORY;
     }
-    key->rounds = rounds == 12 ? 12 : 20;
+    key->cipher = cipher;
     key->agreed = agreed;
-    dither_owner_init(&key->owner);
     atomic_init(&key->next, 0);
     *out = key;
     return DITHER_OK;
 }
 
-dither_status dither_key_new(unsigned rounds, dither_key **out) {
-    dither_status status = key_alloc(rounds, 0, out);
+static void expand(dither_key *key) {
+    if (key->cipher == DITHER_AES256) aes_expand(key->page->bytes, &key->page->expanded);
+}
+
+dither_status dither_key_new(dither_cipher cipher, dither_key **out) {
+    dither_status status = key_alloc(cipher, 0, out);
     if (status != DITHER_OK) return status;
-    if (!fill_random((*out)->page->words, DITHER_KEY_BYTES)) {
+    if (!fill_random((*out)->page->bytes, DITHER_KEY_BYTES)) {
         dither_key_free(*out);
         *out = NULL;
         return DITHER_NO_ENTROPY;
     }
-    (*out)->page->alive = ALIVE;
+    expand(*out);
+    dither_owner_init(&(*out)->page->owner);
     return DITHER_OK;
 }
 
-dither_status dither_key_agreed(const uint8_t bytes[DITHER_KEY_BYTES], unsigned rounds,
+dither_status dither_key_agreed(const uint8_t bytes[DITHER_KEY_BYTES], dither_cipher cipher,
                                 dither_key **out) {
-    dither_status status = key_alloc(rounds, 1, out);
+    dither_status status = key_alloc(cipher, 1, out);
     if (status != DITHER_OK) return status;
-    for (int i = 0; i < 8; i++)
-        (*out)->page->words[i] = (uint32_t)bytes[4 * i] | (uint32_t)bytes[4 * i + 1] << 8 |
-                                 (uint32_t)bytes[4 * i + 2] << 16 | (uint32_t)bytes[4 * i + 3] << 24;
-    (*out)->page->alive = ALIVE;
+    memcpy((*out)->page->bytes, bytes, DITHER_KEY_BYTES);
+    expand(*out);
+    dither_owner_init(&(*out)->page->owner);
     return DITHER_OK;
 }
 
@@ -112,55 +117,75 @@ void dither_key_free(dither_key *key) {
 
 /* A forked child's key: new bytes, from position 0. */
 static dither_status live(dither_key *key) {
-    if (dither_owned(&key->owner) && key->page->alive == ALIVE) return DITHER_OK;
+    dither_owner *owner = &key->page->owner;
+    if (dither_owned(owner)) return DITHER_OK;
     if (key->agreed) return DITHER_FORKED;
-    if (!dither_claim(&key->owner)) return DITHER_OK;
-    int renewed = fill_random(key->page->words, DITHER_KEY_BYTES);
+    if (!dither_claim(owner)) return DITHER_OK;
+    int renewed = fill_random(key->page->bytes, DITHER_KEY_BYTES);
     if (renewed) {
-        key->page->alive = ALIVE;
+        expand(key);
         atomic_store(&key->next, 0);
     }
-    dither_claimed(&key->owner, renewed);
+    dither_claimed(owner, renewed);
     return renewed ? DITHER_OK : DITHER_NO_ENTROPY;
 }
 
-static void make_state(const dither_key *key, uint32_t use, uint32_t stream, uint64_t position,
-                       dither_span *span) {
-    static const uint32_t constants[4] = {0x61707865, 0x3320646e, 0x79622d32, 0x6b206574};
-    uint64_t block = position * 16;
-    memcpy(span->state, constants, sizeof constants);
-    memcpy(span->state + 4, key->page->words, DITHER_KEY_BYTES);
-    span->state[12] = (uint32_t)block;
-    span->state[13] = (uint32_t)(block >> 32);
-    span->state[14] = use;
-    span->state[15] = stream;
-    span->rounds = key->rounds;
+static void open_span(const dither_key *key, uint32_t use, uint32_t stream, uint64_t position,
+                      dither_span *span) {
+    span->cipher = key->cipher;
+    span->position = position;
+    span->use = use;
+    span->stream = stream;
+    if (key->cipher == DITHER_AES256)
+        span->key.aes = key->page->expanded;
+    else
+        memcpy(span->key.chacha, key->page->bytes, DITHER_KEY_BYTES);
 }
 
 dither_status dither_key_take(dither_key *key, uint64_t superblocks, dither_span *span) {
     dither_status status = live(key);
-    if (status != DITHER_OK) return status;
-    make_state(key, USE_STREAM, 0, atomic_fetch_add(&key->next, superblocks), span);
-    return DITHER_OK;
+    if (status == DITHER_OK)
+        open_span(key, USE_STREAM, 0, atomic_fetch_add(&key->next, superblocks), span);
+    return status;
 }
 
-dither_status dither_key_at(dither_key *key, enum dither_use use, uint32_t stream,
-                            uint64_t position, dither_span *span) {
+dither_status dither_key_at(dither_key *key, uint32_t stream, uint64_t position, dither_span *span) {
     dither_status status = live(key);
-    if (status == DITHER_OK) make_state(key, use, stream, position, span);
+    if (status == DITHER_OK) open_span(key, USE_SEEK, stream, position, span);
     return status;
 }
 
 uint64_t dither_key_position(const dither_key *key) {
-    return atomic_load_explicit(&((dither_key *)key)->next, memory_order_relaxed);
+    dither_key *mine = (dither_key *)key;
+    if (!dither_owned(&mine->page->owner)) return 0; /* a forked child's, not yet used */
+    return atomic_load_explicit(&mine->next, memory_order_relaxed);
 }
 
-uint64_t dither_span_position(const dither_span *span) {
-    return ((uint64_t)span->state[13] << 32 | span->state[12]) / 16;
+static void chacha_next(const dither_kernels *kernels, const dither_span *span, uint32_t *out,
+                        size_t superblocks) {
+    uint32_t state[16] = {0x61707865, 0x3320646e, 0x79622d32, 0x6b206574};
+    uint64_t block = span->position * 16;
+    memcpy(state + 4, span->key.chacha, DITHER_KEY_BYTES);
+    state[12] = (uint32_t)block;
+    state[13] = (uint32_t)(block >> 32);
+    state[14] = span->use;
+    state[15] = span->stream;
+    kernels->simd->chacha(state, (unsigned)span->cipher, out, superblocks);
+    dither_wipe(state, sizeof state);
 }
 
-void dither_span_advance(dither_span *span, uint64_t superblocks) {
-    uint64_t block = ((uint64_t)span->state[13] << 32 | span->state[12]) + 16 * superblocks;
-    span->state[12] = (uint32_t)block;
-    span->state[13] = (uint32_t)(block >> 32);
+static void aes_next(const dither_kernels *kernels, const dither_span *span, uint32_t *out,
+                     size_t superblocks) {
+    uint8_t counter[16];
+    uint64_t block = span->position * AES_BLOCKS;
+    memcpy(counter, &block, 8);
+    memcpy(counter + 8, &span->use, 4);
+    memcpy(counter + 12, &span->stream, 4);
+    kernels->aes(&span->key.aes, counter, (uint8_t *)out, superblocks);
+}
+
+void dither_span_next(const dither_kernels *kernels, dither_span *span, uint32_t *out,
+                      size_t superblocks) {
+    (span->cipher == DITHER_AES256 ? aes_next : chacha_next)(kernels, span, out, superblocks);
+    span->position += superblocks;
 }

@@ -2,28 +2,30 @@
 #ifndef DITHER_KEY_H
 #define DITHER_KEY_H
 
-#include "dither.h"
+#include "kernels/kernels.h"
 
-/* Streams of one key, in word 14 of the state: numbers of different uses never meet. */
+/* Streams of one key: numbers of different uses never meet. */
 enum dither_use { USE_STREAM = 0, USE_REFINE = 1, USE_SEEK = 2 };
 
-/* A span of unused superblocks: the cipher's state at its start. Wipe after use. */
+/* A span of unused superblocks: all the cipher needs to make them. Wipe after use. */
 typedef struct {
-    uint32_t state[16];
-    unsigned rounds;
+    dither_cipher cipher;
+    uint64_t position; /* superblock */
+    uint32_t use, stream;
+    union {
+        uint32_t chacha[8];
+        aes_keys aes;
+    } key;
 } dither_span;
 
 /* Hand out the next `superblocks`; two calls never get the same ones. */
 dither_status dither_key_take(dither_key *key, uint64_t superblocks, dither_span *span);
 
-/* The state for an explicit place of stream `use`, `stream`. */
-dither_status dither_key_at(dither_key *key, enum dither_use use, uint32_t stream,
-                            uint64_t position, dither_span *span);
+/* An explicit place of a stream for seeking. */
+dither_status dither_key_at(dither_key *key, uint32_t stream, uint64_t position, dither_span *span);
 
-/* Where a span starts, in superblocks. */
-uint64_t dither_span_position(const dither_span *span);
-
-/* Move on by `superblocks` inside a span. */
-void dither_span_advance(dither_span *span, uint64_t superblocks);
+/* Write the next superblocks of a span and move on. */
+void dither_span_next(const dither_kernels *kernels, dither_span *span, uint32_t *out,
+                      size_t superblocks);
 
 #endif

@@ -1,12 +1,15 @@
 /* Lattice noise made ahead by a thread of its own.
  *
  * A ring of blocks, filled at the head by the producer and consumed at the tail. A draw serves
- * once: the consumer's pass writes zeros behind itself, and the tail only moves on. The blocks lie
- * on pages that a forked child sees as zeros (Linux); whatever the system, a child finds by its
- * process id that nothing of it is its own, drops it, and starts a thread and key numbers of its
- * own. When nothing is ready, the caller's draws are made in place, from the same key. */
+ * once: the tail only moves on, and the producer overwrites a consumed block with zeros at once,
+ * then with fresh draws: wiping is off the critical path. Consumers wipe what they take of a block
+ * that they do not empty, and everything where there is no producer. The blocks lie on pages that a
+ * forked child sees as zeros (Linux), the mark of their owner among them; elsewhere the process id
+ * tells. So a child finds that nothing is its own, drops it, and starts a thread and key numbers of
+ * its own. When nothing is ready, the caller's draws are made in place, from the same key. */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -32,8 +35,12 @@ struct dither_pool {
     size_t offset;          /* draws used of the tail block */
     int stop, joinable;
     dither_pool_stats stats;
-    dither_owner owner;     /* whose draws these are */
+    dither_owner *owner;    /* whose draws these are; behind the ring, wiped with it by `fork` */
 };
+
+static size_t pages(const dither_pool *pool) {
+    return pool->blocks * BLOCK * sizeof(int32_t) + sizeof(dither_owner);
+}
 
 static void *produce(void *argument) {
     dither_pool *pool = argument;
@@ -44,6 +51,7 @@ static void *produce(void *argument) {
         if (pool->stop) break;
         int32_t *block = pool->ring + pool->head % pool->blocks * BLOCK;
         pthread_mutex_unlock(&pool->lock);
+        dither_wipe(block, BLOCK * sizeof *block);
         lattice_source source;
         dither_status status =
             lattice_open(&source, pool->kernels, pool->key, pool->sigma, BLOCK);
@@ -62,12 +70,17 @@ static void *produce(void *argument) {
 }
 
 static dither_status start(dither_pool *pool) {
+    sigset_t all, before;
     pthread_mutex_init(&pool->lock, NULL);
     pthread_mutex_init(&pool->taking, NULL);
     pthread_cond_init(&pool->space, NULL);
     pool->stop = 0;
     pool->stats.running = 1;
+    /* Signals are for the program's own threads: it may have blocked one to wait for it. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     pool->joinable = pthread_create(&pool->producer, NULL, produce, pool) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (pool->joinable) return DITHER_OK;
     pool->stats.running = 0;
     return DITHER_NO_THREAD;
@@ -75,20 +88,25 @@ static dither_status start(dither_pool *pool) {
 
 dither_status dither_pool_new(const dither_kernels *kernels, dither_key *key, double sigma,
                               size_t capacity, dither_pool **out) {
+    *out = NULL;
     if (!(sigma > 0 && sigma <= DITHER_MAX_SIGMA_I32)) return DITHER_BAD_SIGMA;
+    size_t blocks = capacity / BLOCK + (capacity % BLOCK != 0);
+    if (blocks > SIZE_MAX / sizeof(int32_t) / BLOCK - 1) return DITHER_NO_MEMORY;
     dither_pool *pool = calloc(1, sizeof *pool);
     if (!pool) return DITHER_NO_MEMORY;
-    size_t blocks = capacity / BLOCK + (capacity % BLOCK != 0);
     pool->kernels = kernels;
     pool->key = key;
     pool->sigma = sigma;
     pool->blocks = blocks < 2 ? 2 : blocks;
-    size_t bytes = pool->blocks * BLOCK * sizeof(int32_t);
+    size_t bytes = pages(pool);
     pool->ring = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (pool->ring == MAP_FAILED) {
         free(pool);
         return DITHER_NO_MEMORY;
     }
+#ifdef MADV_HUGEPAGE
+    (void)madvise(pool->ring, bytes, MADV_HUGEPAGE);
+#endif
 #ifdef MADV_DONTDUMP
     (void)madvise(pool->ring, bytes, MADV_DONTDUMP);
 #endif
@@ -96,7 +114,8 @@ dither_status dither_pool_new(const dither_kernels *kernels, dither_key *key, do
     (void)madvise(pool->ring, bytes, MADV_WIPEONFORK);
 #endif
     pool->stats.capacity = pool->blocks * BLOCK;
-    dither_owner_init(&pool->owner);
+    pool->owner = (dither_owner *)(pool->ring + pool->blocks * BLOCK);
+    dither_owner_init(pool->owner);
     dither_status status = start(pool);
     if (status != DITHER_OK) {
         (void)munmap(pool->ring, bytes);
@@ -114,7 +133,7 @@ static size_t ready(const dither_pool *pool) {
 /* In a forked child the locks are in an unknown state, the thread is gone and the draws are the
  * parent's. */
 static void adopt(dither_pool *pool) {
-    if (dither_owned(&pool->owner) || !dither_claim(&pool->owner)) return;
+    if (dither_owned(pool->owner) || !dither_claim(pool->owner)) return;
     size_t left = ready(pool);
     dither_wipe(pool->ring, pool->blocks * BLOCK * sizeof(int32_t));
     memset(&pool->stats, 0, sizeof pool->stats);
@@ -123,12 +142,12 @@ static void adopt(dither_pool *pool) {
     pool->head = pool->tail = pool->offset = 0;
     /* Without a thread it is a pool that is always dry: right, only slower. */
     (void)start(pool);
-    dither_claimed(&pool->owner, 1);
+    dither_claimed(pool->owner, 1);
 }
 
 void dither_pool_free(dither_pool *pool) {
     if (!pool) return;
-    if (dither_owned(&pool->owner)) {
+    if (dither_owned(pool->owner)) {
         pthread_mutex_lock(&pool->lock);
         pool->stop = 1;
         pthread_cond_broadcast(&pool->space);
@@ -138,7 +157,7 @@ void dither_pool_free(dither_pool *pool) {
         pthread_mutex_destroy(&pool->taking);
         pthread_mutex_destroy(&pool->lock);
     }
-    size_t bytes = pool->blocks * BLOCK * sizeof(int32_t);
+    size_t bytes = pages(pool);
     dither_wipe(pool->ring, bytes);
     (void)munmap(pool->ring, bytes);
     free(pool);
@@ -153,10 +172,12 @@ void dither_pool_stats_get(dither_pool *pool, dither_pool_stats *stats) {
 }
 
 /* Up to `most` ready draws in one piece, or none. They are the caller's until `give_back`. */
-static int32_t *borrow(dither_pool *pool, size_t most, size_t *count) {
+static int32_t *borrow(dither_pool *pool, size_t most, size_t *count, int *wipe) {
     pthread_mutex_lock(&pool->lock);
     size_t left = pool->head == pool->tail ? 0 : BLOCK - pool->offset;
     *count = left < most ? left : most;
+    /* What empties a block is left to the producer; a part of one could lie there for long. */
+    *wipe = !pool->stats.running || *count < left;
     int32_t *draws = pool->ring + pool->tail % pool->blocks * BLOCK + pool->offset;
     pthread_mutex_unlock(&pool->lock);
     return draws;
@@ -190,17 +211,22 @@ static void count_dry(dither_pool *pool, size_t count, uint64_t began) {
 dither_status dither_pool_encode(dither_pool *pool, const dither_grid *grid, dither_float type,
                                  const void *values, void *message, size_t count,
                                  uint64_t *saturated) {
-    const size_t width = (size_t)(grid->wire_bits == 32 ? 4 : 2);
-    dither_status status = DITHER_OK;
+    const size_t width = (size_t)grid->wire_bits / 8;
+    codec_numbers numbers;
+    /* Before any draw is taken: it would be spent, and stay where it is. */
+    dither_status status = codec_open(grid, type, &numbers);
+    if (status != DITHER_OK) return status;
     uint64_t clamped = 0;
     adopt(pool);
     pthread_mutex_lock(&pool->taking);
+    int wipe;
     for (size_t done = 0, now = 0; done < count && status == DITHER_OK; done += now) {
         const char *from = (const char *)values + done * type;
         char *to = (char *)message + done * width;
-        int32_t *noise = borrow(pool, count - done, &now);
+        int32_t *noise = borrow(pool, count - done, &now, &wipe);
         if (now > 0) {
-            status = dither_encode_ready(pool->kernels, noise, grid, type, from, to, now, &clamped);
+            status = codec_encode_ready(pool->kernels, noise, wipe, grid, type, from, to, now,
+                                        &clamped);
             give_back(pool, now);
         } else {
             uint64_t began = nanoseconds();
@@ -211,7 +237,7 @@ dither_status dither_pool_encode(dither_pool *pool, const dither_grid *grid, dit
         }
     }
     pthread_mutex_unlock(&pool->taking);
-    if (status != DITHER_OK && status != DITHER_BAD_GRID) dither_wipe(message, count * width);
+    if (status != DITHER_OK) dither_wipe(message, count * width);
     if (status == DITHER_OK && saturated) *saturated += clamped;
     return status;
 }
@@ -220,11 +246,12 @@ dither_status dither_pool_take(dither_pool *pool, int32_t *out, size_t count) {
     dither_status status = DITHER_OK;
     adopt(pool);
     pthread_mutex_lock(&pool->taking);
+    int wipe;
     for (size_t done = 0, now = 0; done < count && status == DITHER_OK; done += now) {
-        int32_t *noise = borrow(pool, count - done, &now);
+        int32_t *noise = borrow(pool, count - done, &now, &wipe);
         if (now > 0) {
             memcpy(out + done, noise, now * sizeof *out);
-            dither_wipe(noise, now * sizeof *noise);
+            if (wipe) dither_wipe(noise, now * sizeof *noise);
             give_back(pool, now);
         } else {
             uint64_t began = nanoseconds();

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <unistd.h>
 
+/* Best kept on a page that the system wipes in a forked child: zeros are nobody's. */
 typedef struct {
     atomic_long owner;    /* the process that may use the memory as it is */
     atomic_long claiming; /* the process that is making it its own, or 0 */

@@ -6,9 +6,7 @@
 
 #define BITS 512
 #define NAME "avx512"
-#define TABLE dither_kernels_avx512
-#include "kernels/vectors.h"
-
+#define TABLE dither_simd_avx512
 #define V_ROTL(x, n) ((u32v)_mm512_rol_epi32((__m512i)(x), (n)))
 #define V_SQRT(x) ((f64v)_mm512_sqrt_pd((__m512d)(x)))
 #define VF_SQRT(x) ((f32v)_mm512_sqrt_ps((__m512)(x)))
@@ -20,4 +18,11 @@
 #define V_FROM_F32(x) ((f64v)_mm512_cvtps_pd((__m256)(x)))
 #define V_FROM_I32(x) ((f64v)_mm512_cvtepi32_pd((__m256i)(x)))
 #define V_TO_I32(x) ((i32h)_mm512_cvtpd_epi32((__m512d)(x)))
+/* (yes) and (no) are float64, chosen by integers. */
+#define V_IF_EQUAL(x, y, yes, no)                                                                  \
+    ((f64v)_mm512_mask_blend_pd(_mm512_cmpeq_epi64_mask((__m512i)(x), (__m512i)(y)),               \
+                                (__m512d)(no), (__m512d)(yes)))
+#define V_IF_SIGN(x, yes, no)                                                                      \
+    ((f64v)_mm512_mask_blend_pd(_mm512_movepi64_mask((__m512i)(x)), (__m512d)(no), (__m512d)(yes)))
+#include "kernels/vectors.h"
 #include "kernels/all.h"

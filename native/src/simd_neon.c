@@ -6,7 +6,7 @@
 
 #define BITS 128
 #define NAME "neon"
-#define TABLE dither_kernels_neon
+#define TABLE dither_simd_neon
 #include "kernels/vectors.h"
 
 #define V_ROTL(x, n)                                                                               \

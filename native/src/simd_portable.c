@@ -6,7 +6,7 @@
 
 #define BITS 128
 #define NAME "portable"
-#define TABLE dither_kernels_portable
+#define TABLE dither_simd_portable
 #include "kernels/vectors.h"
 
 #define V_ROTL(x, n) ((x) << (n) | (x) >> (32 - (n)))
@@ -19,8 +19,12 @@ INLINE f32v vf_sqrt(f32v x) {
     for (int i = 0; i < LANES32; i++) x[i] = sqrtf(x[i]);
     return x;
 }
-/* Adding 1.5·2^52 leaves no room for a fraction; right for |x| < 2^51, and NaN stays NaN. */
-INLINE f64v v_round(f64v x) { return (x + 0x1.8p52) - 0x1.8p52; }
+/* Adding 1.5·2^52 leaves no room for a fraction. Above 2^51 the lattice has no use for one. */
+INLINE f64v v_round(f64v x) {
+    f64v nearest = (x + 0x1.8p52) - 0x1.8p52;
+    f64v size = (f64v)((u64v)x & 0x7fffffffffffffffu);
+    return v_select((u64v)(size < v_set(0x1p51)), nearest, x);
+}
 INLINE f64v v_floor(f64v x) {
     f64v nearest = v_round(x);
     return nearest - (f64v)((u64v)(nearest > x) & (u64v)v_set(1.0));

@@ -26,6 +26,17 @@ _PUBLIC = {
     "clipped_sum": "dither.clipping.reference",
     "BoundedSum": "dither.release.bounded_sum",
     "release_sum": "dither.release.release",
+    # Noise
+    "rounded_gaussian": "dither.noise.rounded",
+    "fill_rounded_gaussian": "dither.noise.rounded",
+    "discrete_gaussian": "dither.noise.discrete",
+    "OsEntropy": "dither.noise.entropy",
+    "Key": "dither.noise.key",
+    "FreshNoise": "dither.noise.pool",
+    "NoisePool": "dither.noise.pool",
+    "add_mask": "dither.noise.stream",
+    "subtract_mask": "dither.noise.stream",
+    "fill_gaussian": "dither.noise.gaussian",
     # Records
     "RecordStore": "dither.data.store",
     "build_store": "dither.data.build",

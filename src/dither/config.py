@@ -48,6 +48,7 @@ class TrainConfig:
         ledger: Ledger file, instead of the one beside the store.
         account: Name of an account that several stores of the same people share; with --ledger.
         lease: Steps charged per ledger write; 64 by default, fewer for short plans.
+        noise_pool: Make noise ahead, on a thread of its own. Changes speed only.
         threads: CPU threads; all by default.
     """
 
@@ -80,6 +81,7 @@ class TrainConfig:
     ledger: Path | None = None
     account: str | None = None
     lease: int | None = None
+    noise_pool: bool = False
     threads: int | None = None
 
     def check(self) -> None:
@@ -340,7 +342,7 @@ class BenchConfig:
     """Measure dither against a baseline, interleaved, in one process tree.
 
     Attributes:
-        name: Which bench; `list` names them.
+        name: noise, train, or list, which says what they measure.
         json: Write the result here as JSON; - is standard output.
         full: More cases and repeats.
     """

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.noise.processes import in_child
 
+from dither.errors import NoiseError
 from dither.noise.entropy import Entropy, InsecureSeed, OsEntropy
+from dither.noise.stream import fresh_words
 
 
 def test_secret_flags_are_the_truth() -> None:
@@ -31,17 +31,7 @@ def test_os_entropy_never_repeats() -> None:
 def test_fork_gives_other_bytes() -> None:
     source = OsEntropy()
     source.draw(8)
-    read, write = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # threads of other tests
-        child = os.fork()
-    if child == 0:
-        os.write(write, source.draw(32).tobytes())
-        os._exit(0)
-    os.waitpid(child, 0)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        theirs = pipe.read()
+    theirs = in_child(lambda: source.draw(32).tobytes())
     assert len(theirs) == 32
     assert theirs != source.draw(32).tobytes()
 
@@ -87,3 +77,33 @@ def test_a_library_seed_has_63_bits() -> None:
     assert seeds.min() >= 0
     assert seeds.max() >= 2**61  # all 300 below has probability 4^-300
     assert max(seeds) < 2**63
+
+
+def first_words(source: Entropy) -> bytes:
+    return fresh_words(source.key(), 4).tobytes()
+
+
+def test_keys_are_as_secret_as_their_source_and_never_the_same() -> None:
+    assert OsEntropy().key().secret is True
+    assert InsecureSeed(1).key().secret is False
+    sources = [OsEntropy(), InsecureSeed(1), InsecureSeed(2), InsecureSeed(1).stream("noise")]
+    seen = {first_words(source) for source in sources for _ in range(50)}
+    assert len(seen) == 200
+
+
+def test_a_seeds_keys_are_reproduced() -> None:
+    """By an agreed key: the same cipher, whatever the processor."""
+    one, two = InsecureSeed(7, "noise"), InsecureSeed(7).stream("noise")
+    assert [first_words(one) for _ in range(5)] == [first_words(two) for _ in range(5)]
+    assert one.key().cipher == "chacha20"
+
+
+def test_a_forked_child_may_use_the_systems_keys_and_no_seeds() -> None:
+    system, seeded = OsEntropy().key(), InsecureSeed(3).key()
+
+    def child() -> bytes:
+        with pytest.raises(NoiseError, match="after fork"):
+            fresh_words(seeded, 4)
+        return fresh_words(system, 4).tobytes()
+
+    assert in_child(child) != fresh_words(system, 4).tobytes()

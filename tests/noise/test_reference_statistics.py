@@ -8,23 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
+from tests.noise.laws import ALARM, Draws, cells_fit, has_sigma, poisson, uniform
 
 from dither.noise.entropy import OsEntropy
 from dither.noise.reference import rounded_gaussian
-
-Draws = np.ndarray[tuple[int], np.dtype[np.int64]]
-ALARM = 1e-7
-
-
-def _has_sigma(mean_square: float, count: int, sigma: float) -> bool:
-    """χ² test of the second moment (rounding adds 1/12 of a squared step)."""
-    scaled = count * mean_square / (sigma**2 + 1 / 12)
-    low, high = stats.chi2.isf([1 - ALARM / 2, ALARM / 2], count)
-    return bool(low < scaled < high)
-
-
-def _uniform(counts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> bool:
-    return bool(stats.chisquare(counts).pvalue > ALARM)
 
 
 def test_right_sigma_is_accepted_and_wrong_ones_rejected() -> None:
@@ -32,9 +19,9 @@ def test_right_sigma_is_accepted_and_wrong_ones_rejected() -> None:
     sigma, count = 12_345.6, 20_000
     drawn = rounded_gaussian(sigma, count, OsEntropy()).astype(np.float64)
     square = float(np.mean(drawn**2))
-    assert _has_sigma(square, count, sigma)
-    assert not _has_sigma(square, count, sigma * 2 / 3)
-    assert not _has_sigma(square, count, sigma * 3 / 2)
+    assert has_sigma(square, count, sigma)
+    assert not has_sigma(square, count, sigma * 2 / 3)
+    assert not has_sigma(square, count, sigma * 3 / 2)
     assert abs(drawn.mean()) < 5.4 * sigma / np.sqrt(count)
     assert stats.kstest(drawn / sigma, "norm").pvalue > ALARM
 
@@ -51,15 +38,15 @@ def test_ten_million_draws_reject_two_per_cent() -> None:
         total += float(np.sum(drawn))
         for z in beyond:
             beyond[z] += int(np.count_nonzero(np.abs(drawn) > z * sigma))
-    assert _has_sigma(square / count, count, sigma)
-    assert not _has_sigma(square / count, count, 0.98 * sigma)
-    assert not _has_sigma(square / count, count, 1.02 * sigma)
+    assert has_sigma(square / count, count, sigma)
+    assert not has_sigma(square / count, count, 0.98 * sigma)
+    assert not has_sigma(square / count, count, 1.02 * sigma)
     assert abs(total / count) < 5.4 * sigma / np.sqrt(count)
     for z, found in beyond.items():
-        assert _poisson_likely(found, 2 * stats.norm.sf(z) * count)
+        assert poisson(found, 2 * stats.norm.sf(z) * count)
         # A sampler cut at z, or one with twice the tail, is told apart.
-        assert not _poisson_likely(0, 2 * stats.norm.sf(z) * count)
-        assert not _poisson_likely(4 * found, 2 * stats.norm.sf(z) * count)
+        assert not poisson(0, 2 * stats.norm.sf(z) * count)
+        assert not poisson(4 * found, 2 * stats.norm.sf(z) * count)
 
 
 def test_four_sigma_tail() -> None:
@@ -67,20 +54,15 @@ def test_four_sigma_tail() -> None:
     sigma, count = 1e5, 1_000_000
     drawn = rounded_gaussian(sigma, count, OsEntropy())
     found = int(np.count_nonzero(np.abs(drawn) > 4 * sigma))
-    assert _poisson_likely(found, 2 * stats.norm.sf(4.0) * count)
-    assert not _poisson_likely(0, 2 * stats.norm.sf(4.0) * count)
-
-
-def _poisson_likely(found: int, expected: float) -> bool:
-    law = stats.poisson(expected)
-    return bool(min(law.cdf(found), law.sf(found - 1)) > ALARM / 2)
+    assert poisson(found, 2 * stats.norm.sf(4.0) * count)
+    assert not poisson(0, 2 * stats.norm.sf(4.0) * count)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_low_bits_carry_no_trace(bits: int) -> None:
     """Residues modulo 2^bits are uniform at σ = 2²⁰; χ², false alarm 1e-7."""
     drawn = rounded_gaussian(2.0**20, 200_000, OsEntropy())
-    assert _uniform(np.bincount(drawn & (2**bits - 1), minlength=2**bits))
+    assert uniform(np.bincount(drawn & (2**bits - 1), minlength=2**bits))
 
 
 def _float32_box_muller(sigma: float, count: int) -> Draws:
@@ -98,7 +80,7 @@ def test_the_parity_test_catches_float32_box_muller_review_a1() -> None:
     """PRIVACY-REVIEW A1: even 53.6 % of the time. Missed with probability below 1e-12."""
     drawn = _float32_box_muller(2.0**20, 200_000)
     parity = np.bincount(drawn & 1, minlength=2)
-    assert not _uniform(parity)
+    assert not uniform(parity)
     assert parity[0] / drawn.size == pytest.approx(0.536, abs=0.01)
 
 
@@ -107,21 +89,9 @@ def test_small_sigma_has_exact_cell_probabilities(sigma: float) -> None:
     """χ² over cells with at least 10 expected, tails merged; false alarm 1e-7."""
     count = 200_000
     drawn = rounded_gaussian(sigma, count, OsEntropy())
-    assert _cells_fit(drawn, sigma)
-    assert not _cells_fit(drawn, 0.95 * sigma)
-    assert not _cells_fit(drawn + 1, sigma)
-
-
-def _cells_fit(drawn: Draws, sigma: float) -> bool:
-    edge = 0
-    while stats.norm.sf((edge + 0.5) / sigma) * drawn.size >= 10.0:
-        edge += 1
-    cells = np.arange(-edge, edge + 1)
-    above = stats.norm.sf((np.append(cells, edge + 1) - 0.5) / sigma)
-    above[0], above[-1] = 1.0, 0.0
-    expected = -np.diff(above) * drawn.size
-    counts = np.bincount(np.clip(drawn, -edge, edge) + edge, minlength=cells.size)
-    return bool(stats.chisquare(counts, expected).pvalue > ALARM)
+    assert cells_fit(drawn, sigma)
+    assert not cells_fit(drawn, 0.95 * sigma)
+    assert not cells_fit(drawn + 1, sigma)
 
 
 def test_neighbouring_draws_are_uncorrelated() -> None:

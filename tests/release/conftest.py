@@ -18,7 +18,7 @@ from dither.release.bounded_sum import BoundedSum
 RUN = "run"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def plan() -> Plan:
     return Plan(
         records=10_000,

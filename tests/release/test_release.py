@@ -15,8 +15,15 @@ from scipy import stats
 from tests.release.conftest import RUN, bounded, ticket
 from torch import Tensor
 
-from dither.errors import BudgetExhaustedError, ConfigError, ReleaseError, SamplingError
+from dither.errors import (
+    BudgetExhaustedError,
+    ConfigError,
+    NoiseError,
+    ReleaseError,
+    SamplingError,
+)
 from dither.noise.entropy import InsecureSeed
+from dither.noise.pool import FreshNoise, NoisePool
 from dither.privacy.account import Account
 from dither.privacy.events import Relation
 from dither.privacy.ledger import Ledger
@@ -164,16 +171,43 @@ def test_an_exhausted_plan_lets_nothing_out(ledger: Ledger, plan: Plan) -> None:
 
 def test_known_noise_is_refused_by_a_private_account(account: Account) -> None:
     once = bounded(account.plan)
+    known = InsecureSeed(1).key()
     with pytest.raises(ReleaseError, match="operating system's entropy"):
-        release_sum(once, account, entropy=InsecureSeed(1))
+        release_sum(once, account, noise=FreshNoise(known))
+    sigma = account.plan.bind(account.plan.l2_clip, 7).sigma
+    with (
+        NoisePool(sigma, known) as pool,
+        pytest.raises(ReleaseError, match="operating system's entropy"),
+    ):
+        release_sum(once, account, noise=pool)
     assert account.ledger.charged(RUN) == 0
     release_sum(once, account)  # nothing was spent by the refusal
+
+
+def test_noise_that_cannot_serve_the_plan_is_refused_before_anything_is_spent(
+    account: Account,
+) -> None:
+    carrier = Watching(account.ledger)
+    once = bounded(account.plan)
+    sigma = account.plan.bind(account.plan.l2_clip, 7).sigma
+    with NoisePool(sigma / 2) as wrong, pytest.raises(NoiseError, match="one pool for each plan"):
+        release_sum(once, account, carrier, wrong)
+    with NoisePool(sigma) as closed:
+        pass
+    with pytest.raises(NoiseError, match="an open pool"):
+        release_sum(once, account, carrier, closed)
+    assert account.ledger.charged(RUN) == 0
+    assert carrier.sizes == []
+    with NoisePool(sigma) as right:
+        release_sum(once, account, carrier, right)
+        assert right.stats().used + right.stats().dry == 7
+    assert account.ledger.charged(RUN) == 1
 
 
 def test_known_noise_takes_an_account_of_infinite_epsilon(ledger: Ledger, plan: Plan) -> None:
     account = Account(ledger, RUN, plan, insecure="seed 1")
     one, two = (
-        release_sum(bounded(plan), account, entropy=InsecureSeed(1)).tensors["bias"]
+        release_sum(bounded(plan), account, noise=FreshNoise(InsecureSeed(1).key())).tensors["bias"]
         for _ in range(2)
     )
     assert torch.equal(one, two)
@@ -222,15 +256,23 @@ CALLS = 700
 Noise = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 
-@pytest.fixture
-def noise(ledger: Ledger, plan: Plan) -> Noise:
+@pytest.fixture(scope="module", params=["default", "pool"])
+def noise(
+    plan: Plan, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Noise:
     """CALLS × 12 coordinates of released empty batches, in three chunks of 1, 4 and 7."""
+    folder = tmp_path_factory.mktemp("noise")
+    ledger = Ledger.create(folder / "ledger.sqlite", store="records")
     account = Account(ledger, RUN, plan, lease=1000)
     parts = [{str(n): torch.zeros(n, dtype=torch.float64)} for n in (1, 4, 7)]
     rows = []
-    for _ in range(CALLS):
-        tensors = release_sum(bounded(plan, *parts), account).tensors
-        rows.append(torch.cat([tensors["1"], tensors["4"], tensors["7"]]).numpy())
+    with NoisePool(plan.bind(plan.l2_clip, 12).sigma) as pool:
+        source = pool if request.param == "pool" else None
+        for _ in range(CALLS):
+            tensors = release_sum(bounded(plan, *parts), account, noise=source).tensors
+            rows.append(torch.cat([tensors["1"], tensors["4"], tensors["7"]]).numpy())
+        taken = pool.stats().used + pool.stats().dry
+    assert taken == (CALLS * 12 if request.param == "pool" else 0)
     return np.stack(rows)
 
 

@@ -76,6 +76,27 @@ def test_three_lines_in_an_existing_loop(tmp_path: Path) -> None:
     assert step.account.steps_left == 0
 
 
+def test_a_noise_pool_changes_speed_and_nothing_else(tmp_path: Path) -> None:
+    step, loader = make(tmp_path, plan=make_plan(3), noise_pool=True)
+    plain, _ = make(tmp_path, plan=make_plan(3))
+    assert step.plan == plain.plan
+    assert step.plan.event == plain.plan.event
+    for batch in [*loader][:3]:
+        step(batch)
+    assert step.epsilon() == pytest.approx(step.plan.epsilon(3))
+    assert all(p.grad is None for p in step.model.parameters())
+    stats = step.pool_stats()
+    assert stats.used + stats.dry == 3 * sum(p.numel() for p in step.model.parameters())
+    assert plain.pool_stats() is None
+    step.close()
+    plain.close()
+
+
+def test_a_seeded_run_cannot_have_a_noise_pool(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="depends on timing"), pytest.warns(DitherWarning):
+        make(tmp_path, sensitive=False, insecure_seed=1, noise_pool=True)
+
+
 def test_a_step_beyond_the_plan_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     model = nn.Linear(5, 2)
     step, loader = make(tmp_path, model)

@@ -2,32 +2,21 @@
  * powers of two. For one vector of values:
  *   clamp(x / fine step), round half to even, + noise, floor(· / 2^shift + ½), clamp, narrow. */
 
-#ifndef V_MIN
-#define V_MIN(x, y) v_select((u64v)((x) < (y)), (x), (y))
-#define V_MAX(x, y) v_select((u64v)((x) > (y)), (x), (y))
-#endif
-#ifndef V_FROM_F32
-#define V_FROM_F32(x) __builtin_convertvector((x), f64v)
-#define V_FROM_I32(x) __builtin_convertvector((x), f64v)
-#define V_TO_I32(x) __builtin_convertvector((x), i32h)
-#endif
-
-typedef struct { f64v scale, clamp, beyond, wire_scale, wire_limit; } codec_vectors;
+typedef struct { f64v scale, clamp, wire_scale, wire_limit; } codec_vectors;
 
 /* `poison` is NaN once a value was not finite. */
 typedef struct { u64v saturated; f64v poison; } tally;
 
 INLINE codec_vectors spread(const codec_numbers *grid) {
-    /* Values are first cut one step beyond the clamp: what lies there then shows after rounding. */
-    return (codec_vectors){v_set(grid->scale), v_set(grid->clamp), v_set(grid->clamp + 1.0),
-                           v_set(grid->wire_scale), v_set(grid->wire_limit)};
+    return (codec_vectors){v_set(grid->scale), v_set(grid->clamp), v_set(grid->wire_scale),
+                           v_set(grid->wire_limit)};
 }
 
 INLINE f64v v_clamp(f64v x, f64v limit) { return V_MAX(V_MIN(x, limit), -limit); }
 
 INLINE f64v encode_vector(f64v x, f64v noise, const codec_vectors *grid, tally *counts) {
     counts->poison += x - x;
-    f64v fine = V_ROUND(v_clamp(x * grid->scale, grid->beyond));
+    f64v fine = V_ROUND(x * grid->scale);
     f64v kept = v_clamp(fine, grid->clamp);
     counts->saturated -= (u64v)(fine != kept);
     f64v noisy = kept + noise;
@@ -85,7 +74,7 @@ INLINE void add_counts(codec_counts *counts, const tally *found) {
         add_counts(counts, &found);                                                                \
     }                                                                                              \
     static void encode_ready_##from##_##to(const codec_numbers *grid, const void *values,          \
-                                           int32_t *noise, void *message, size_t count,            \
+                                           int32_t *noise, int wipe, void *message, size_t count,  \
                                            codec_counts *counts) {                                 \
         tally found = {{0}, {0}};                                                                  \
         const codec_vectors numbers = spread(grid);                                      \
@@ -93,7 +82,7 @@ INLINE void add_counts(codec_counts *counts, const tally *found) {
         size_t i = 0;                                                                              \
         for (; i + LANES64 <= count; i += LANES64) {                                               \
             f64v ready = load_i32(noise, i);                                                       \
-            STORE(noise + i, zero);                                                                \
+            if (wipe) STORE(noise + i, zero);                                                      \
             store_##to(message, i, encode_vector(load_##from(values, i), ready, &numbers, &found));    \
         }                                                                                          \
         if (i < count) {                                                                           \
@@ -102,7 +91,7 @@ INLINE void add_counts(codec_counts *counts, const tally *found) {
             out_type out[LANES64];                                                                 \
             memcpy(in, (const in_type *)values + i, (count - i) * sizeof(in_type));                \
             memcpy(last, noise + i, (count - i) * sizeof(int32_t));                                \
-            memset(noise + i, 0, (count - i) * sizeof(int32_t));                                   \
+            if (wipe) memset(noise + i, 0, (count - i) * sizeof(int32_t));                         \
             store_##to(out, 0, encode_vector(load_##from(in, 0), load_i32(last, 0), &numbers, &found));\
             memcpy((out_type *)message + i, out, (count - i) * sizeof(out_type));                  \
             dither_wipe(last, sizeof last);                                                        \
@@ -120,8 +109,12 @@ ENCODE(f64, i32, double, int32_t)
         size_t i = 0;                                                                              \
         for (; i + LANES64 <= count; i += LANES64)                                                 \
             store_##to(values, i, load_##from(message, i) * step);                                 \
-        for (; i < count; i++)                                                                     \
-            ((out_type *)values)[i] = (out_type)(((const in_type *)message)[i] * step[0]);         \
+        for (; i < count; i++) { /* at any address */                                              \
+            in_type in;                                                                            \
+            memcpy(&in, (const in_type *)message + i, sizeof in);                                  \
+            out_type out = (out_type)(in * step[0]);                                               \
+            memcpy((out_type *)values + i, &out, sizeof out);                                      \
+        }                                                                                          \
     }
 
 DECODE(i16, f32, int16_t, float)
@@ -144,6 +137,8 @@ static void narrow(const double *draws, int32_t *out, size_t count) {
     size_t i = 0;
     for (; i + LANES64 <= count; i += LANES64)
         store_i32(out, i, v_clamp(load_f64(draws, i), widest));
-    for (; i < count; i++)
-        out[i] = (int32_t)v_clamp(v_set(draws[i]), widest)[0];
+    for (; i < count; i++) {
+        int32_t last = (int32_t)v_clamp(v_set(draws[i]), widest)[0];
+        memcpy(out + i, &last, sizeof last); /* at any address */
+    }
 }

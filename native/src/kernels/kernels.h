@@ -2,6 +2,7 @@
 #ifndef DITHER_KERNELS_H
 #define DITHER_KERNELS_H
 
+#include "aes.h"
 #include "dither.h"
 
 /* A superblock is 16 ChaCha blocks: 128 lattice draws, or 256 float32 normals. */
@@ -20,13 +21,14 @@ typedef struct {
     uint64_t broken;    /* not zero if a value was not finite */
 } codec_counts;
 
-/* Encode `count` ≤ DRAWS values; input and message need no alignment. */
+/* Encode; input and message need no alignment. */
 typedef void codec_kernel(const codec_numbers *grid, const void *values, const double *noise,
                           void *message, size_t count, codec_counts *counts);
+/* `wipe`: overwrite the noise with zeros behind the pass. */
 typedef void codec_ready_kernel(const codec_numbers *grid, const void *values, int32_t *noise,
-                                void *message, size_t count, codec_counts *counts);
+                                int wipe, void *message, size_t count, codec_counts *counts);
 
-struct dither_kernels {
+typedef struct {
     const char *name;
     void (*chacha)(const uint32_t state[16], unsigned rounds, uint32_t *out, size_t superblocks);
     /* 128 words of 64 bits → 128 rounded draws as float64; a draw that float64 cannot decide is
@@ -41,17 +43,25 @@ struct dither_kernels {
     codec_ready_kernel *encode_ready[2][2]; /* [float64?][32 bits?] */
     void (*decode)(const void *message, int wide, double step, int to_double, void *values,
                    size_t count);
+} simd_kernels;
+
+/* One choice of vector code and of AES code. */
+struct dither_kernels {
+    const simd_kernels *simd;
+    aes_stream *aes;
+    const char *aes_name;
+    dither_cipher preferred;
 };
 
-extern const struct dither_kernels dither_kernels_portable;
+extern const simd_kernels dither_simd_portable;
 #ifdef DITHER_HAVE_AVX2
-extern const struct dither_kernels dither_kernels_avx2;
+extern const simd_kernels dither_simd_avx2;
 #endif
 #ifdef DITHER_HAVE_AVX512
-extern const struct dither_kernels dither_kernels_avx512;
+extern const simd_kernels dither_simd_avx512;
 #endif
 #ifdef DITHER_HAVE_NEON
-extern const struct dither_kernels dither_kernels_neon;
+extern const simd_kernels dither_simd_neon;
 #endif
 
 #endif

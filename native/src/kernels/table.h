@@ -1,6 +1,6 @@
 /* The one thing an instruction-set file gives away: its table. TABLE and NAME are its own. */
 
-const struct dither_kernels TABLE = {
+const simd_kernels TABLE = {
     .name = NAME,
     .chacha = chacha,
     .lattice = lattice,

@@ -1,8 +1,8 @@
 /* Vector types of BITS bits. Compiler vector extensions: one source for every width.
  *
  * An instruction-set file defines BITS and the operations that the language has no operator for
- * (V_ROTL, V_SQRT, V_ROUND, V_FLOOR, VF_SQRT), and those it does better than the compiler (V_MIN,
- * V_MAX, V_FROM_F32, V_FROM_I32, V_TO_I32), then includes the kernel files. */
+ * (V_ROTL, V_SQRT, V_ROUND, V_FLOOR, VF_SQRT), and those it does better than the compiler (below),
+ * then includes the kernel files. */
 #include <float.h>
 #if FLT_EVAL_METHOD != 0
 #error "the error bounds need float64 arithmetic without excess precision"
@@ -48,6 +48,21 @@ INLINE f64v v_select(u64v mask, f64v yes, f64v no) {
 INLINE f32v vf_select(u32v mask, f32v yes, f32v no) {
     return (f32v)((mask & (u32v)yes) | (~mask & (u32v)no));
 }
+
+#ifndef V_MIN
+#define V_MIN(x, y) v_select((u64v)((x) < (y)), (x), (y))
+#define V_MAX(x, y) v_select((u64v)((x) > (y)), (x), (y))
+#endif
+#ifndef V_FROM_F32
+#define V_FROM_F32(x) __builtin_convertvector((x), f64v)
+#define V_FROM_I32(x) __builtin_convertvector((x), f64v)
+#define V_TO_I32(x) __builtin_convertvector((x), i32h)
+#endif
+/* yes where the integers are equal; where the top bit is set. */
+#ifndef V_IF_EQUAL
+#define V_IF_EQUAL(x, y, yes, no) v_select((u64v)((x) == (y)), (yes), (no))
+#define V_IF_SIGN(x, yes, no) v_select(0 - ((x) >> 63), (yes), (no))
+#endif
 
 INLINE uint64_t v_any(u64v mask) {
     uint64_t any = 0;

@@ -23,12 +23,16 @@ class Case:
         baseline_name: What the baseline is (``plain``, ``mpich``, ...).
         ours: One unit of our work.
         baseline: The same work by the baseline.
+        prepare: Done before each of the two, not counted.
+        detail: Sizes, types, settings.
     """
 
     name: str
     baseline_name: str
     ours: Work
     baseline: Work
+    prepare: Work = bool
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Row:
         ratio_low: First quartile of the ratios.
         ratio_high: Third quartile; far from the first means noise: run again.
         pairs: Number of pairs.
+        detail: Sizes, types, settings.
     """
 
     case: str
@@ -58,6 +63,7 @@ class Row:
     ratio_low: float
     ratio_high: float
     pairs: int
+    detail: str = ""
 
 
 def measure(case: Case, *, pairs: int, warm_up: int = 2) -> Row:
@@ -75,23 +81,45 @@ def measure(case: Case, *, pairs: int, warm_up: int = 2) -> Row:
     for index in range(-warm_up, pairs):
         contenders = [(case.ours, ours), (case.baseline, baseline)]
         for work, times in contenders if index % 2 else reversed(contenders):
+            case.prepare()
             start = time.perf_counter()
             work()
             if index >= 0:
                 times.append(time.perf_counter() - start)
+    return summarise(
+        case.name,
+        "s",
+        ours=ours,
+        baseline=baseline,
+        baseline_name=case.baseline_name,
+        detail=case.detail,
+    )
+
+
+def summarise(
+    case: str,
+    unit: str,
+    *,
+    ours: Sequence[float],
+    baseline: Sequence[float],
+    baseline_name: str,
+    detail: str = "",
+) -> Row:
+    """Return the row of paired times, at least four."""
     ratios = [mine / theirs for mine, theirs in zip(ours, baseline, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return Row(
-        case=case.name,
+        case=case,
         metric="time",
-        unit="s",
+        unit=unit,
         ours=statistics.median(ours),
         baseline=statistics.median(baseline),
-        baseline_name=case.baseline_name,
+        baseline_name=baseline_name,
         ratio=middle,
         ratio_low=low,
         ratio_high=high,
-        pairs=pairs,
+        pairs=len(ratios),
+        detail=detail,
     )
 
 

@@ -8,14 +8,17 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from dither.bench.harness import Row, result
 from dither.config import BenchConfig
 from dither.errors import ConfigError
 from dither.files import output_errors, write_json
 
-_BENCHES = {"train": "a private training step against a plain one"}
+_BENCHES = {
+    "noise": "noise, encoding and masks against PyTorch's normal_ and add_, one thread",
+    "train": "a private training step against a plain one",
+}
 
 
 def run(config: BenchConfig) -> None:
@@ -55,15 +58,27 @@ def run(config: BenchConfig) -> None:
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table("case", "metric", "ours", "baseline", "ratio", "quartiles", "pairs")
+    table = Table(
+        Column("case", overflow="fold"),
+        Column("ours", justify="right"),
+        Column("baseline", justify="right"),
+        Column("ratio", justify="right"),
+        Column("quartiles", justify="right"),
+        caption="Below 1 is faster than the baseline. The ratio is the median of pairs.",
+    )
     for row in rows:
         table.add_row(
             row.case,
-            row.metric,
-            f"{row.ours:.4g} {row.unit}",
-            f"{row.baseline:.4g} {row.unit} ({row.baseline_name})",
+            _time(row.ours, row.unit),
+            f"{_time(row.baseline, row.unit)} {row.baseline_name}",
             f"{row.ratio:.2f}",
             f"{row.ratio_low:.2f}-{row.ratio_high:.2f}",
-            str(row.pairs),
         )
     return table
+
+
+def _time(value: float, unit: str) -> str:
+    for scale, prefix in ((1.0, ""), (1e-3, "m"), (1e-6, "µ")):
+        if value >= scale:
+            return f"{value / scale:.3g} {prefix}{unit}"
+    return f"{value * 1e9:.3g} n{unit}"

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from dither import __version__, config
 from dither.errors import DitherError, DitherWarning, StoppedError
+from dither.noise import simd
 
 _sub = tyro.conf.subcommand
 
@@ -48,7 +49,8 @@ _DESCRIPTION = (
     "Train on sensitive records: private by proof, distributed, and fast. "
     "Begin with `dither train --help`. What touches records is charged in their ledger first. "
     "DITHER_HOME names the folder of record stores and their ledgers (default: the user's data "
-    "folder). `dither --version` prints the version."
+    "folder); DITHER_SIMD chooses a narrower instruction set (portable, neon, avx2, avx512). "
+    "`dither --version` prints the version."
 )
 
 
@@ -65,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")  # the libraries' own, of no use to a user
             warnings.simplefilter("always", DitherWarning)
             warnings.showwarning = _show_warning
+            simd.kernels()  # a wrong DITHER_SIMD is said before anything is written
             importlib.import_module(f"dither.cli.{_MODULES[type(options)]}").run(options)
     except StoppedError as error:
         console.print(f"stopped: {escape(error.got)}. To go on: {escape(error.fix)}.")

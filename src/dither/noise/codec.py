@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Float, Float64, Int32, Integer
 
 from dither import _native
+from dither.errors import ConfigError
+from dither.noise.arrays import core_array
 from dither.noise.core import core_errors
-from dither.noise.key import Key
+from dither.noise.key import Key, native_key
 from dither.noise.simd import kernels
 
 
@@ -56,7 +58,13 @@ class Encoded:
     saturated: int
 
 
-def encode(values: Float[np.ndarray, " size"], grid: Grid, key: Key) -> Encoded:
+def encode(
+    values: Float[np.ndarray, " size"],
+    grid: Grid,
+    key: Key,
+    *,
+    out: Integer[np.ndarray, " size"] | None = None,
+) -> Encoded:
     """Round to the fine lattice, clamp, add fresh noise of the grid's σ, shift to the wire lattice.
 
     One pass, in registers; the noise is that of `rounded_gaussian` and is stored nowhere.
@@ -69,22 +77,28 @@ def encode(values: Float[np.ndarray, " size"], grid: Grid, key: Key) -> Encoded:
         values: A clipped sum, float32 or float64, finite.
         grid: The lattices, from `Plan.bind`.
         key: Key, advanced by the numbers used.
+        out: Where the message goes, `message_type` of the grid; a new array by default.
 
     Raises:
-        ReleaseError: A value is not finite: its clipping is broken, so nothing may leave.
+        ReleaseError: A value is not finite: its clipping is broken, so nothing may leave; what was
+            written is zeros again.
         ConfigError: The lattice or σ is out of range.
         NoiseError: The key was agreed before a fork.
     """
-    message = np.empty(values.size, message_type(grid))
+    data, message = arguments(values, grid, out)
     with core_errors("float32 or float64 values"):
         saturated = _native.encode(
-            kernels(), key.native, grid.sigma, core_grid(grid), values, message
+            kernels(), native_key(key), grid.sigma, core_grid(grid), data, message
         )
     return Encoded(message, int(saturated))
 
 
 def encode_ready(
-    values: Float[np.ndarray, " size"], noise: Int32[np.ndarray, " size"], grid: Grid
+    values: Float[np.ndarray, " size"],
+    noise: Int32[np.ndarray, " size"],
+    grid: Grid,
+    *,
+    out: Integer[np.ndarray, " size"] | None = None,
 ) -> Encoded:
     """`encode` with noise drawn before, which is overwritten with zeros: it serves once.
 
@@ -92,14 +106,16 @@ def encode_ready(
         values: A clipped sum, float32 or float64, finite.
         noise: Draws of `fill_rounded_gaussian` with the grid's σ, never used before.
         grid: The lattices.
+        out: As for `encode`.
 
     Raises:
         ReleaseError: A value is not finite.
         ConfigError: The lattice is out of range, or sizes differ.
     """
-    message = np.empty(values.size, message_type(grid))
+    data, message = arguments(values, grid, out)
+    draws = core_array(noise, ("int32",))
     with core_errors("float32 or float64 values and as many int32 draws"):
-        saturated = _native.encode_ready(kernels(), noise, core_grid(grid), values, message)
+        saturated = _native.encode_ready(kernels(), draws, core_grid(grid), data, message)
     return Encoded(message, int(saturated))
 
 
@@ -109,6 +125,31 @@ def decode(message: Integer[np.ndarray, " size"], grid: Grid) -> Float64[np.ndar
     with core_errors("a message of the wire's integers"):
         _native.decode(kernels(), core_grid(grid), message, values)
     return values
+
+
+def arguments(values: object, grid: Grid, out: object) -> tuple[np.ndarray, np.ndarray]:
+    """Return values and message, checked, as the core takes them.
+
+    Raises:
+        ConfigError: Another type, layout or size, or the two share memory.
+    """
+    data = core_array(values, ("float64", "float32"), written=False)
+    if out is None:
+        return data, np.empty(data.size, message_type(grid))
+    message = core_array(out, (np.dtype(message_type(grid)).name,))
+    if message.size != data.size:
+        raise ConfigError(
+            expected=f"a message of {data.size} integers, as many as values",
+            got=str(message.size),
+            fix="leave out= out, or give it that size",
+        )
+    if np.may_share_memory(data, message):
+        raise ConfigError(
+            expected="a message apart from the values",
+            got="arrays that share memory",
+            fix="leave out= out, or give it memory of its own",
+        )
+    return data, message
 
 
 def message_type(grid: Grid) -> type[np.int16 | np.int32]:

@@ -29,6 +29,8 @@ def core_errors(expected: str) -> Iterator[None]:
     except _native.StatusError as error:
         kind, text = str(error).split(": ", 1)
         raise _ERRORS.get(kind, _unknown)(text) from None
+    except DitherError:
+        raise
     except (TypeError, ValueError, BufferError) as error:
         reason = str(error).splitlines()[0]
         if "incompatible function arguments" in reason:
@@ -58,6 +60,10 @@ def _not_finite(_: str) -> DitherError:
     )
 
 
+def _closed(_: str) -> DitherError:
+    return NoiseError(expected="an open pool", got="a closed one", fix="make a new NoisePool")
+
+
 def _bad_sigma(text: str) -> DitherError:
     return ConfigError(
         expected="a sigma in (0, 2^40] lattice steps, at most 2^26 for int32 draws",
@@ -75,6 +81,7 @@ def _bad_grid(text: str) -> DitherError:
 
 
 _ERRORS = {
+    "closed": _closed,
     "forked": _forked,
     "not_finite": _not_finite,
     "bad_sigma": _bad_sigma,

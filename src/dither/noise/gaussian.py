@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dither import _native
+from dither.noise.arrays import core_array
 from dither.noise.core import Buffer, core_errors
-from dither.noise.key import Key
+from dither.noise.key import Key, native_key
 from dither.noise.simd import kernels
 
 
@@ -22,5 +23,6 @@ def fill_gaussian(out: Buffer, key: Key) -> None:
     Raises:
         ConfigError: Another array.
     """
+    array = core_array(out, ("float32", "float64"))
     with core_errors("a float32 or float64 array to fill"):
-        _native.gaussian(kernels(), key.native, out)
+        _native.gaussian(kernels(), native_key(key), array)

@@ -7,13 +7,15 @@ from types import TracebackType
 from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 
 from dither import _native
 from dither.errors import ConfigError, NoiseError
-from dither.noise.codec import Encoded, Grid, core_grid, encode, message_type
+from dither.noise.arrays import LARGEST_SIGMA_INT32, check_sigma, core_array
+from dither.noise.codec import Encoded, Grid, arguments, core_grid, encode
 from dither.noise.core import Buffer, core_errors
-from dither.noise.key import Key
+from dither.noise.key import Key, native_key
+from dither.noise.rounded import fill_rounded_gaussian
 from dither.noise.simd import kernels
 
 # Bounds of the automatic size, in draws of four bytes: 1 MiB and 256 MiB.
@@ -30,7 +32,13 @@ class Noise(Protocol):
         """Whether nobody else can know the noise."""
         ...
 
-    def encode(self, values: Float[np.ndarray, " size"], grid: Grid) -> Encoded:
+    def encode(
+        self,
+        values: Float[np.ndarray, " size"],
+        grid: Grid,
+        *,
+        out: Integer[np.ndarray, " size"] | None = None,
+    ) -> Encoded:
         """Return values with noise of the grid's σ on every coordinate, never used before."""
         ...
 
@@ -51,9 +59,19 @@ class FreshNoise:
         """Whether the key is."""
         return self._key.secret
 
-    def encode(self, values: Float[np.ndarray, " size"], grid: Grid) -> Encoded:
+    def encode(
+        self,
+        values: Float[np.ndarray, " size"],
+        grid: Grid,
+        *,
+        out: Integer[np.ndarray, " size"] | None = None,
+    ) -> Encoded:
         """Return `codec.encode` of the values."""
-        return encode(values, grid, self._key)
+        return encode(values, grid, self._key, out=out)
+
+    def draw(self, out: Buffer, grid: Grid) -> None:
+        """Fill int32 or int64 with draws of the grid's σ, for an encoder on another device."""
+        fill_rounded_gaussian(out, grid.sigma, self._key)
 
 
 @dataclass(frozen=True)
@@ -89,20 +107,34 @@ def pool_capacity(dimension: int) -> int:
     return min(max(2 * dimension, _SMALLEST), _LARGEST)
 
 
+def _capacity(capacity: int | None, dimension: int | None) -> int:
+    if capacity is None and (dimension is None or dimension > 0):
+        return pool_capacity(dimension or 0)
+    if capacity is not None and dimension is None and 0 < capacity <= 1 << 40:
+        return capacity
+    raise ConfigError(
+        expected="a capacity between 1 and 2^40 draws, or the dimension of one release",
+        got=f"capacity {capacity}, dimension {dimension}",
+        fix="give one of the two, or neither",
+    )
+
+
 @final
 class NoisePool:
     """Lattice noise of one σ, made ahead by a thread of its own (after DPAR, SC'25).
 
-    Each draw serves once: it is overwritten with zeros in the pass that adds it. When nothing is
-    ready, the caller's draws are made in place, at once, so a pool changes speed and nothing else.
+    Each draw serves once, and is overwritten when its block of 65,536 is used up or the pool
+    closes. When nothing is ready, the caller's draws are made in place, at once, so a pool changes
+    speed and nothing else.
     The thread runs outside the interpreter's lock. In a forked child all ready noise is dropped
     and a new thread with a new key takes over. Use as a context manager, or `close` it.
 
     Args:
         sigma: Standard deviation in fine steps, in (0, 2²⁶]: the ``sigma`` of `Plan.bind`.
         key: Where the noise comes from; a fresh key by default.
-        capacity: Draws to hold, four bytes each, rounded up to blocks of 65,536.
-        dimension: Coordinates of one release, to choose the capacity by.
+        capacity: Draws to hold, four bytes each, rounded up to blocks of 65,536, at least two; by
+            default 262,144.
+        dimension: Coordinates of one release, to choose the capacity by, instead.
 
     Raises:
         ConfigError: σ or the capacity is out of range.
@@ -117,15 +149,11 @@ class NoisePool:
         capacity: int | None = None,
         dimension: int | None = None,
     ) -> None:
-        draws = pool_capacity(dimension or 0) if capacity is None else capacity
-        if not 0 < draws <= 1 << 40:
-            raise ConfigError(
-                expected="a capacity between 1 and 2^40 draws", got=str(draws), fix="leave it out"
-            )
-        self._key = key or Key()
-        self._sigma = float(sigma)
+        draws = _capacity(capacity, dimension)
+        self._key = Key() if key is None else key
+        self._sigma = check_sigma(sigma, LARGEST_SIGMA_INT32)
         with core_errors("a sigma and a capacity"):
-            self._native: Any = _native.Pool(kernels(), self._key.native, self._sigma, draws)
+            self._native: Any = _native.Pool(kernels(), native_key(self._key), self._sigma, draws)
 
     @property
     def secret(self) -> bool:
@@ -137,23 +165,24 @@ class NoisePool:
         """Standard deviation in fine steps."""
         return self._sigma
 
-    def encode(self, values: Float[np.ndarray, " size"], grid: Grid) -> Encoded:
+    def encode(
+        self,
+        values: Float[np.ndarray, " size"],
+        grid: Grid,
+        *,
+        out: Integer[np.ndarray, " size"] | None = None,
+    ) -> Encoded:
         """Return `codec.encode` of the values, with noise that was ready where there was some.
 
         Raises:
             NoiseError: The grid asks for another σ, or the pool is closed.
             ReleaseError: A value is not finite.
         """
-        if grid.sigma != self._sigma:
-            raise NoiseError(
-                expected=f"a lattice with a sigma of {self._sigma!r} fine steps",
-                got=f"{grid.sigma!r}",
-                fix="make one pool for each plan, model and number of ranks",
-            )
-        message = np.empty(values.size, message_type(grid))
+        self._require_sigma(grid)
+        data, message = arguments(values, grid, out)
         native = self._open()
         with core_errors("float32 or float64 values"):
-            saturated = native.encode(core_grid(grid), values, message)
+            saturated = native.encode(core_grid(grid), data, message)
         return Encoded(message, int(saturated))
 
     def take(self, out: Buffer) -> None:
@@ -164,8 +193,26 @@ class NoisePool:
             ConfigError: Another array.
         """
         native = self._open()
+        array = core_array(out, ("int32",))
         with core_errors("an int32 array to fill"):
-            native.take(out)
+            native.take(array)
+
+    def draw(self, out: Buffer, grid: Grid) -> None:
+        """`take` for an encoder on another device.
+
+        Raises:
+            NoiseError: The grid asks for another σ, or the pool is closed.
+        """
+        self._require_sigma(grid)
+        self.take(out)
+
+    def _require_sigma(self, grid: Grid) -> None:
+        if grid.sigma != self._sigma:
+            raise NoiseError(
+                expected=f"a lattice with a sigma of {self._sigma!r} fine steps",
+                got=f"{grid.sigma!r}",
+                fix="make one pool for each plan, model and number of ranks",
+            )
 
     def stats(self) -> PoolStats:
         """Return what the pool did so far in this process."""
@@ -186,6 +233,7 @@ class NoisePool:
         return self._native
 
     def __enter__(self) -> NoisePool:
+        self._open()
         return self
 
     def __exit__(

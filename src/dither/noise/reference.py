@@ -113,7 +113,8 @@ def encode_reference(
             got="a sum with NaN or infinity",
             fix="report this as a bug: clipping must mask non-finite gradients",
         )
-    fine = np.rint(np.ldexp(values, -grid.step_exponent))
+    with np.errstate(over="ignore"):  # what overflows is clamped
+        fine = np.rint(np.ldexp(values, -grid.step_exponent))
     saturated = int(np.count_nonzero(np.abs(fine) > grid.clamp))
     noisy = np.clip(fine, -grid.clamp, grid.clamp).astype(np.int64) + noise
     if grid.wire_shift:

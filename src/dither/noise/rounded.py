@@ -6,8 +6,15 @@ import numpy as np
 from jaxtyping import Int64
 
 from dither import _native
+from dither.noise.arrays import (
+    LARGEST_SIGMA,
+    LARGEST_SIGMA_INT32,
+    check_count,
+    check_sigma,
+    core_array,
+)
 from dither.noise.core import Buffer, core_errors
-from dither.noise.key import Key
+from dither.noise.key import Key, native_key
 from dither.noise.simd import kernels
 
 
@@ -27,10 +34,10 @@ def rounded_gaussian(sigma: float, count: int, key: Key) -> Int64[np.ndarray, " 
         key: Key, advanced by the numbers used.
 
     Raises:
-        ConfigError: σ is out of range.
+        ConfigError: σ or the count is out of range.
         NoiseError: The key was agreed before a fork.
     """
-    draws = np.empty(count, np.int64)
+    draws = np.empty(check_count(count), np.int64)
     fill_rounded_gaussian(draws, sigma, key)
     return draws
 
@@ -51,5 +58,7 @@ def fill_rounded_gaussian(out: Buffer, sigma: float, key: Key) -> int:
         ConfigError: σ or the array's type is out of range.
         NoiseError: The key was agreed before a fork.
     """
+    array = core_array(out, ("int32", "int64"))
+    largest = LARGEST_SIGMA_INT32 if array.dtype == np.int32 else LARGEST_SIGMA
     with core_errors("an int32 or int64 array to fill and a sigma"):
-        return int(_native.lattice(kernels(), key.native, float(sigma), out))
+        return int(_native.lattice(kernels(), native_key(key), check_sigma(sigma, largest), array))

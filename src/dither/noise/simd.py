@@ -1,6 +1,6 @@
 """Which instruction set the C core uses: the widest there is, or a narrower one on request.
 
-Lattice draws, masks and messages are the same for every choice; only speed differs.
+For one key, lattice draws, masks and messages are the same for every choice; only speed differs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from dither import _native
 from dither.errors import ConfigError
 
 _VARIABLE = "DITHER_SIMD"
+# What an instruction set needs, and what it uses where the processor has it.
 _NEEDS = {"portable": (), "neon": ("neon",), "avx2": ("avx2",), "avx512": ("avx512",)}
+_USES = {
+    "portable": (),
+    "neon": ("aes", "neon"),
+    "avx2": ("aes", "avx2"),
+    "avx512": ("aes", "avx2", "avx512", "vaes"),
+}
 _chosen: ContextVar[str | None] = ContextVar("dither_simd", default=None)
 
 
@@ -37,7 +44,9 @@ def active() -> str:
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
-    """Use another instruction set for a while, in this thread or task.
+    """Use another instruction set for a while, in this thread or task; other threads keep theirs.
+
+    New keys made meanwhile take the cipher that is fastest there.
 
     Raises:
         ConfigError: It is not available here.
@@ -61,6 +70,6 @@ def _kernels(name: str) -> Any:
         raise ConfigError(
             expected=f"an instruction set of {', '.join(available())}",
             got=repr(name),
-            fix=f"leave {_VARIABLE} unset: the widest is then chosen",
+            fix=f"name one of these, or leave {_VARIABLE} unset: the widest is then chosen",
         )
-    return _native.Kernels(list(_NEEDS[name]))
+    return _native.Kernels(sorted(set(_USES[name]).intersection(_native.cpu_features())))

@@ -12,6 +12,9 @@ from dither.errors import ConfigError
 _WIRE_SIGMA = 2.0**7
 # Below 4 wire steps, sums of rounded shares are no longer one rounded Gaussian (aliasing).
 _SMALLEST_WIRE_SIGMA = 4.0
+# What the C core takes (native/include/dither.h): σ and clamp in fine steps.
+_LARGEST_SIGMA = 2.0**40
+_LARGEST_CLAMP = 2.0**50
 # Head-room for noise, in standard deviations: P(|N(0,1)| > 9) < 3e-19.
 _TAIL = 9.0
 
@@ -68,7 +71,8 @@ def make_lattice(*, step_exponent: int, sigma: float, largest: float, world_size
         world_size: R.
 
     Raises:
-        ConfigError: The noise is too small for the lattice, or the sum too large for 32 bits.
+        ConfigError: The lattice is too coarse or too fine for the noise, or the sum is too large
+            for 32 bits.
     """
     step = math.ldexp(1.0, step_exponent)
     sigma_steps = sigma / step
@@ -77,6 +81,12 @@ def make_lattice(*, step_exponent: int, sigma: float, largest: float, world_size
             expected=f"noise of at least {_SMALLEST_WIRE_SIGMA:g} lattice steps a rank",
             got=f"{sigma_steps:.3g}",
             fix="use more noise (a smaller epsilon), fewer ranks, or a smaller lattice_slack",
+        )
+    if sigma_steps > _LARGEST_SIGMA or largest / step > _LARGEST_CLAMP:
+        raise ConfigError(
+            expected="noise of at most 2^40 lattice steps and sums of at most 2^50",
+            got=f"2^{math.log2(sigma_steps):.1f} and 2^{math.log2(largest / step):.1f}",
+            fix="use a larger lattice_slack",
         )
     shift = max(0, math.floor(math.log2(sigma_steps / _WIRE_SIGMA)))
     wire_sigma = sigma_steps / 2.0**shift

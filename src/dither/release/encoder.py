@@ -19,15 +19,23 @@ class Encoder:
     Args:
         lattice: The numbers, from `Plan.bind` and nowhere else.
         noise: Fresh or from a pool; every draw is used once.
+
+    Raises:
+        ConfigError: The lattice or its σ is beyond the core's limits.
+        NoiseError: The noise cannot serve this lattice: a pool of another σ, or a closed one.
     """
 
     def __init__(self, lattice: Lattice, noise: Noise) -> None:
+        # An empty message says so now, before its sample and a step are spent.
+        noise.encode(np.empty(0), lattice)
         self._lattice = lattice
         self._noise = noise
 
-    def encode(self, values: Float[np.ndarray, " size"]) -> Encoded:
-        """Return a message with noise of the lattice's σ on every coordinate."""
-        return self._noise.encode(values, self._lattice)
+    def encode(
+        self, values: Float[np.ndarray, " size"], *, out: Integer[np.ndarray, " size"] | None = None
+    ) -> Encoded:
+        """Return a message (in ``out``) with noise of the lattice's σ on every coordinate."""
+        return self._noise.encode(values, self._lattice, out=out)
 
     def decode(self, message: Integer[np.ndarray, " size"]) -> Float64[np.ndarray, " size"]:
         """Return a (summed) message in units of the data."""

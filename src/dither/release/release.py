@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dither.errors import ReleaseError
@@ -13,7 +12,7 @@ from dither.noise.key import Key
 from dither.noise.pool import FreshNoise, Noise
 from dither.privacy.account import Account
 from dither.release.bounded_sum import BoundedSum
-from dither.release.encoder import Encoder
+from dither.release.chunk import ChunkEncoder
 from dither.release.transport import Solo, Transport
 
 
@@ -56,13 +55,14 @@ def release_sum(
         BudgetExhaustedError: No step is left.
         ReleaseError: Noise or sample would not be secret while the account promises it, the trust
             needs masks, or the sum is broken.
+        NoiseError: The noise cannot serve the plan's lattice; found before anything is spent.
     """
     carrier = transport or Solo()
     source = noise or FreshNoise(Key())
     _require_protection(bounded, account, source)
-    bounded.ticket.spend(account.plan)
     lattice = account.plan.bind(bounded.l2_clip, bounded.dimension, carrier.world_size)
-    encoder = Encoder(lattice, source)
+    encoder = ChunkEncoder(lattice, source)
+    bounded.ticket.spend(account.plan)
     account.charge(account.plan.event)
     tensors: dict[str, Tensor] = {}
     saturated = found = 0
@@ -94,17 +94,10 @@ def _require_protection(bounded: BoundedSum, account: Account, source: Noise) ->
 
 
 def _release_chunk(
-    chunk: Mapping[str, Tensor], encoder: Encoder, carrier: Transport
+    chunk: Mapping[str, Tensor], encoder: ChunkEncoder, carrier: Transport
 ) -> tuple[dict[str, Tensor], int]:
-    flat = torch.cat([tensor.reshape(-1).to("cpu", torch.float64) for tensor in chunk.values()])
-    encoded = encoder.encode(flat.numpy())
-    total = torch.from_numpy(encoder.decode(carrier.all_reduce(encoded.message)))
-    parts = torch.split(total, [tensor.numel() for tensor in chunk.values()])
-    noisy = {
-        name: part.reshape(tensor.shape).to(tensor.device)
-        for (name, tensor), part in zip(chunk.items(), parts, strict=True)
-    }
-    return noisy, encoded.saturated
+    encoded = encoder.encode(chunk)
+    return encoder.decode(carrier.all_reduce(encoded.message), chunk), encoded.saturated
 
 
 def _require(whole: bool, found: int, bounded: BoundedSum) -> None:

@@ -44,6 +44,7 @@ def make_private(
     run: str | None = None,
     insecure_seed: int | None = None,
     lease: int | None = None,
+    noise_pool: bool = False,
     force: bool = False,
 ) -> tuple[PrivateStep, PoissonLoader]:
     """Turn a model, its optimizer and a loader into a private step and a Poisson loader.
@@ -74,6 +75,8 @@ def make_private(
             on sensitive records unless ``force``.
         lease: Releases charged per ledger write; by default 64, fewer for short plans. What is
             left of the last one stays charged when the process ends.
+        noise_pool: Make noise ahead on a thread of its own; changes speed only. Worth it for large
+            models on machines with an idle core.
         force: See ``insecure_seed``.
 
     Returns:
@@ -122,7 +125,12 @@ def make_private(
         reason = unprotected(book, f"insecure seed {insecure_seed}", force=force)
     account = Account(book, run or uuid.uuid4().hex, promise, lease=lease, insecure=reason)
     step = PrivateStep(
-        model, optimizer, loss_fn=per_example(loss_fn), account=account, entropy=entropy
+        model,
+        optimizer,
+        loss_fn=per_example(loss_fn),
+        account=account,
+        entropy=entropy,
+        noise_pool=noise_pool,
     )
     sampler = PoissonSampler(records, promise.sampling_rate, entropy.stream("sampling"))
     return step, poisson_loader(loader, sampler)

@@ -228,6 +228,7 @@ def _make_step(run: Run, parts: Parts) -> Callable[[PoissonBatch, _Position], di
         loss_fn=parts.loss_fn,
         account=parts.account,
         entropy=parts.entropy,
+        noise_pool=run.config.noise_pool,
     )
 
     def private_step(batch: PoissonBatch, position: _Position) -> dict[str, Any]:
