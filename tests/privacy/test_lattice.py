@@ -127,6 +127,11 @@ def test_noise_below_four_steps_is_refused() -> None:
         plan.bind(1.0, 1)
 
 
+def test_a_lattice_finer_than_the_core_takes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at most 2\\^40 lattice steps"):
+        dataclasses.replace(_plan(), lattice_slack=1e-13).bind(1.0, 10**6)
+
+
 def test_a_sum_beyond_32_bits_is_refused() -> None:
     plan = dataclasses.replace(_plan(z=0.05), records=10**12, sampling_rate=0.5, delta=1e-13)
     with pytest.raises(ConfigError, match="fits 32-bit"):

@@ -82,12 +82,6 @@ def make_lattice(*, step_exponent: int, sigma: float, largest: float, world_size
             got=f"{sigma_steps:.3g}",
             fix="use more noise (a smaller epsilon), fewer ranks, or a smaller lattice_slack",
         )
-    if sigma_steps > _LARGEST_SIGMA or largest / step > _LARGEST_CLAMP:
-        raise ConfigError(
-            expected="noise of at most 2^40 lattice steps and sums of at most 2^50",
-            got=f"2^{math.log2(sigma_steps):.1f} and 2^{math.log2(largest / step):.1f}",
-            fix="use a larger lattice_slack",
-        )
     shift = max(0, math.floor(math.log2(sigma_steps / _WIRE_SIGMA)))
     wire_sigma = sigma_steps / 2.0**shift
     wire_largest = largest / step / 2.0**shift
@@ -100,6 +94,12 @@ def make_lattice(*, step_exponent: int, sigma: float, largest: float, world_size
             expected="a sum that fits 32-bit lattice messages",
             got=f"about 2^{math.log2(need):.1f} wire steps",
             fix="lower the expected batch size or the number of ranks",
+        )
+    if sigma_steps > _LARGEST_SIGMA or largest / step > _LARGEST_CLAMP:
+        raise ConfigError(
+            expected="noise of at most 2^40 lattice steps and sums of at most 2^50",
+            got=f"2^{math.log2(sigma_steps):.1f} and 2^{math.log2(largest / step):.1f}",
+            fix="use a larger lattice_slack",
         )
     return Lattice(
         step_exponent=step_exponent,
