@@ -169,7 +169,8 @@ dither_status dither_encode(const dither_kernels *kernels, dither_key *key, doub
                             const dither_grid *grid, dither_float type, const void *values,
                             void *message, size_t count, uint64_t *saturated);
 
-/* The same with ready integer noise in fine steps, which is overwritten with zeros. */
+/* The same with ready integer noise in fine steps, which is overwritten with zeros. None of the three
+ * arrays may overlap another. */
 dither_status dither_encode_ready(const dither_kernels *kernels, int32_t *noise,
                                   const dither_grid *grid, dither_float type, const void *values,
                                   void *message, size_t count, uint64_t *saturated);

@@ -6,6 +6,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cxxabi.h>
+#include <unistd.h>
+
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -45,6 +48,16 @@ void check(dither_status status) {
                                         "bad_sigma", "bad_grid",   "not_finite", "no_thread", "bad_argument"};
     if (status != DITHER_OK)
         throw StatusError(std::string(kinds[status]) + ": " + dither_status_text(status));
+}
+
+// A daemon thread that comes back while the interpreter ends is unwound by it. That may not pass
+// through C++ frames that must not throw: such a thread sleeps until the process is gone.
+void restore(PyThreadState *state) {
+    try {
+        PyEval_RestoreThread(state);
+    } catch (abi::__forced_unwind &) {
+        for (;;) pause();
+    }
 }
 
 struct Kernels {
@@ -95,8 +108,9 @@ struct Pool {
     void close() {
         std::shared_ptr<dither_pool> last;
         last.swap(pool);
-        nb::gil_scoped_release release;
+        PyThreadState *state = PyEval_SaveThread();
         last.reset();
+        restore(state);
     }
     std::shared_ptr<dither_pool> open() const {
         if (!pool) throw StatusError("closed: the pool is closed");
@@ -135,11 +149,9 @@ uint32_t *words(Out &out) {
 
 // Call the core without the interpreter's lock; a failure becomes an exception with it.
 template <typename Call> void unlocked(Call call) {
-    dither_status status;
-    {
-        nb::gil_scoped_release release;
-        status = call();
-    }
+    PyThreadState *state = PyEval_SaveThread();
+    const dither_status status = call();
+    restore(state);
     check(status);
 }
 

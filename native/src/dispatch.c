@@ -1,7 +1,7 @@
 /* Which code for which features. */
 #include "kernels/kernels.h"
 
-/* Measured (docs/decisions/0013): on one core, a byte takes 31 ps by VAES, 125 by AES-NI, 130 by
+/* Measured (docs/decisions/0014): on one core, a byte takes 31 ps by VAES, 125 by AES-NI, 130 by
  * ChaCha20 on AVX-512, 345 on AVX2, 790 on plain vectors. So AES wherever there are instructions. */
 #define FAMILY(simd)                                                                               \
     {{&simd, aes_stream_portable, "portable", DITHER_CHACHA20},                                    \

@@ -136,10 +136,8 @@ static void open_span(const dither_key *key, uint32_t use, uint32_t stream, uint
     span->position = position;
     span->use = use;
     span->stream = stream;
-    if (key->cipher == DITHER_AES256)
-        span->key.aes = key->page->expanded;
-    else
-        memcpy(span->key.chacha, key->page->bytes, DITHER_KEY_BYTES);
+    span->bytes = key->page->bytes;
+    span->expanded = &key->page->expanded;
 }
 
 dither_status dither_key_take(dither_key *key, uint64_t superblocks, dither_span *span) {
@@ -165,7 +163,7 @@ static void chacha_next(const dither_kernels *kernels, const dither_span *span, 
                         size_t superblocks) {
     uint32_t state[16] = {0x61707865, 0x3320646e, 0x79622d32, 0x6b206574};
     uint64_t block = span->position * 16;
-    memcpy(state + 4, span->key.chacha, DITHER_KEY_BYTES);
+    memcpy(state + 4, span->bytes, DITHER_KEY_BYTES);
     state[12] = (uint32_t)block;
     state[13] = (uint32_t)(block >> 32);
     state[14] = span->use;
@@ -181,7 +179,7 @@ static void aes_next(const dither_kernels *kernels, const dither_span *span, uin
     memcpy(counter, &block, 8);
     memcpy(counter + 8, &span->use, 4);
     memcpy(counter + 12, &span->stream, 4);
-    kernels->aes(&span->key.aes, counter, (uint8_t *)out, superblocks);
+    kernels->aes(span->expanded, counter, (uint8_t *)out, superblocks);
 }
 
 void dither_span_next(const dither_kernels *kernels, dither_span *span, uint32_t *out,

@@ -12,10 +12,8 @@ typedef struct {
     dither_cipher cipher;
     uint64_t position; /* superblock */
     uint32_t use, stream;
-    union {
-        uint32_t chacha[8];
-        aes_keys aes;
-    } key;
+    const uint8_t *bytes; /* on the key's page, so that no copy of a key lies about */
+    const aes_keys *expanded;
 } dither_span;
 
 /* Hand out the next `superblocks`; two calls never get the same ones. */

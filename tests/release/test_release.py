@@ -23,6 +23,7 @@ from dither.errors import (
     SamplingError,
 )
 from dither.noise.entropy import InsecureSeed
+from dither.noise.key import Key
 from dither.noise.pool import FreshNoise, NoisePool
 from dither.privacy.account import Account
 from dither.privacy.events import Relation
@@ -172,6 +173,9 @@ def test_an_exhausted_plan_lets_nothing_out(ledger: Ledger, plan: Plan) -> None:
 def test_known_noise_is_refused_by_a_private_account(account: Account) -> None:
     once = bounded(account.plan)
     known = InsecureSeed(1).key()
+    shared = Key.agreed(bytes(32))  # who shares it can take the noise away, or make it again
+    with pytest.raises(ReleaseError, match="is shared"):
+        release_sum(once, account, noise=FreshNoise(shared))
     with pytest.raises(ReleaseError, match="operating system's entropy"):
         release_sum(once, account, noise=FreshNoise(known))
     sigma = account.plan.bind(account.plan.l2_clip, 7).sigma
@@ -323,3 +327,22 @@ def test_shares_of_noise_without_masks_are_refused(ledger: Ledger, plan: Plan) -
     with pytest.raises(ReleaseError, match="masks"):
         release_sum(bounded(spread), account)
     assert account.steps_charged == 0
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(20, dtype=torch.float64)[::2],
+        torch.zeros(200_000)[::2],
+        torch.zeros(10, 3)[:, 1],
+        torch.zeros(1).expand(12),
+        torch.ones(8, dtype=torch.complex64).conj().imag,
+    ],
+    ids=["strided", "long and strided", "a column", "expanded", "negative bit"],
+)
+def test_layouts_that_the_core_cannot_read_are_released_all_the_same(
+    account: Account, tensor: Tensor
+) -> None:
+    released = release_sum(bounded(account.plan, {"w": tensor}), account)
+    assert released.tensors["w"].shape == tensor.shape
+    assert account.ledger.charged(RUN) == 1

@@ -13,6 +13,7 @@ from jaxtyping import Float, Integer
 from scipy import stats
 from tests.release.conftest import RUN, bounded
 
+from dither.errors import ReleaseError
 from dither.noise.codec import Encoded, Grid, encode_ready
 from dither.noise.key import Key
 from dither.noise.pool import FreshNoise, Noise, NoisePool
@@ -21,6 +22,7 @@ from dither.privacy.account import Account
 from dither.privacy.lattice import Lattice
 from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
+from dither.release import release as release_module
 from dither.release.release import release_sum
 
 CHUNKS = [60_000, 40_000, 100_000]
@@ -135,9 +137,16 @@ def test_no_two_releases_share_noise(account: Account, noise: Noise, lattice: La
     ],
 )
 def test_a_pool_that_reuses_is_found_out(
-    account: Account, lattice: Lattice, manner: str, expected: set[str]
+    account: Account,
+    lattice: Lattice,
+    manner: str,
+    expected: set[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A twentieth moves the variance by 16 deviations and the correlation by 22."""
     broken = Reusing(manner)
+    with pytest.raises(ReleaseError, match="is not dither's"):
+        release(account, broken, lattice)
+    monkeypatch.setattr(release_module, "is_private", lambda noise: True)  # the door left open
     one, two = (release(account, broken, lattice) for _ in range(2))
     assert expected <= attacks(one, two, lattice)

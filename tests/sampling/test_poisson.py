@@ -120,3 +120,9 @@ def test_rate_out_of_range_is_refused(rate: float) -> None:
 def test_default_entropy_is_the_operating_systems() -> None:
     draws = [tuple(PoissonSampler(200, 0.5).draw().rows.tolist()) for _ in range(4)]
     assert len(set(draws)) == 4
+
+
+@pytest.mark.parametrize("records", [-3, 2**42 + 1, 2**63])
+def test_a_number_of_records_out_of_range_is_refused(records: int) -> None:
+    with pytest.raises(ConfigError, match="between 0 and"):
+        PoissonSampler(records, 0.5)

@@ -7,6 +7,9 @@
 #if FLT_EVAL_METHOD != 0
 #error "the error bounds need float64 arithmetic without excess precision"
 #endif
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "the error bounds and the refusal of NaN need IEEE 754 arithmetic: no -ffast-math"
+#endif
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "words of 64 bits are read from pairs of 32, little-endian"
 #endif

@@ -64,7 +64,7 @@ def check_sigma(sigma: object, largest: float = LARGEST_SIGMA) -> float:
         ConfigError: Not a number in (0, largest].
     """
     number = isinstance(sigma, int | float | np.number) and not isinstance(sigma, bool)
-    if number and 0.0 < float(sigma) <= largest:  # type: ignore[arg-type]
+    if number and 0 < sigma <= largest:  # type: ignore[operator]
         return float(sigma)  # type: ignore[arg-type]
     raise ConfigError(
         expected=f"a sigma in (0, 2^{largest.hex().split('p+')[1]}] lattice steps",
@@ -79,6 +79,8 @@ def check_count(count: int) -> int:
     Raises:
         ConfigError: Below zero.
     """
-    if not isinstance(count, int | np.integer) or count < 0:
-        raise ConfigError(expected="a count of 0 or more", got=repr(count), fix="check the size")
+    if not isinstance(count, int | np.integer) or not 0 <= count < 1 << 48:
+        raise ConfigError(
+            expected="a count of 0 or more, below 2^48", got=repr(count), fix="check the size"
+        )
     return int(count)

@@ -114,6 +114,12 @@ def encode_ready(
     """
     data, message = arguments(values, grid, out)
     draws = core_array(noise, ("int32",))
+    if np.may_share_memory(draws, data) or np.may_share_memory(draws, message):
+        raise ConfigError(
+            expected="noise apart from values and message",
+            got="arrays that share memory",
+            fix="give the noise memory of its own",
+        )
     with core_errors("float32 or float64 values and as many int32 draws"):
         saturated = _native.encode_ready(kernels(), draws, core_grid(grid), data, message)
     return Encoded(message, int(saturated))

@@ -30,20 +30,18 @@ class Key:
 
     Attributes:
         cipher: Name of the cipher.
-        secret: Whether nobody else can know the key. Noise of a key that is not secret protects
-            nobody.
 
     Raises:
         ConfigError: Another cipher.
         NoiseError: The operating system gives no entropy or no memory.
     """
 
-    __slots__ = ("cipher", "native", "secret")
+    __slots__ = ("_origin", "cipher", "native")
 
     def __init__(self, cipher: str | None = None) -> None:
         code = kernels().preferred_cipher if cipher is None else _code(cipher)
         self.cipher = _NAMES[code]
-        self.secret = True
+        self._origin = "os"
         with core_errors("a cipher"):
             self.native: Any = _native.Key(code)
 
@@ -73,10 +71,24 @@ class Key:
         code = _code(cipher)
         key = cls.__new__(cls)
         key.cipher = cipher
-        key.secret = secret
+        key._origin = "agreed" if secret else "known"  # noqa: SLF001 - this class
         with core_errors("32 bytes of key material"):
             key.native = _native.Key(bytes(material), code)
         return key
+
+    @property
+    def secret(self) -> bool:
+        """Whether nobody outside of those who agreed on it can know the key."""
+        return self._origin != "known"
+
+    @property
+    def own(self) -> bool:
+        """Whether the operating system made it for this process alone.
+
+        Only such a key may make a release's noise: whoever shares a key can take its noise away,
+        and a key made twice of the same bytes repeats it.
+        """
+        return self._origin == "os"
 
     @property
     def position(self) -> int:

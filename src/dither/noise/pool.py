@@ -59,6 +59,11 @@ class FreshNoise:
         """Whether the key is."""
         return self._key.secret
 
+    @property
+    def own(self) -> bool:
+        """Whether the key is this process's alone."""
+        return self._key.own
+
     def encode(
         self,
         values: Float[np.ndarray, " size"],
@@ -72,6 +77,14 @@ class FreshNoise:
     def draw(self, out: Buffer, grid: Grid) -> None:
         """Fill int32 or int64 with draws of the grid's σ, for an encoder on another device."""
         fill_rounded_gaussian(out, grid.sigma, self._key)
+
+
+def is_private(noise: Noise) -> bool:
+    """Whether noise may protect a release: dither's own, from a key of this process alone.
+
+    By exact type: a class that merely looks like noise may add none.
+    """
+    return type(noise) in {FreshNoise, NoisePool} and noise.own  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -159,6 +172,11 @@ class NoisePool:
     def secret(self) -> bool:
         """Whether the key is."""
         return self._key.secret
+
+    @property
+    def own(self) -> bool:
+        """Whether the key is this process's alone."""
+        return self._key.own
 
     @property
     def sigma(self) -> float:

@@ -112,7 +112,7 @@ def pieces(tensors: Sequence[Tensor]) -> list[Float[Tensor, " _"]]:
 
 def _flat(tensor: Tensor) -> Tensor:
     exact = tensor if tensor.dtype in _NATIVE else tensor.to(torch.float64)
-    return exact.detach().reshape(-1)
+    return exact.detach().resolve_neg().contiguous().reshape(-1)
 
 
 def _gathered(tensors: Sequence[Tensor]) -> list[Tensor]:

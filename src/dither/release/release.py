@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from dither.errors import ReleaseError
 from dither.noise.key import Key
-from dither.noise.pool import FreshNoise, Noise
+from dither.noise.pool import FreshNoise, Noise, is_private
 from dither.privacy.account import Account
 from dither.release.bounded_sum import BoundedSum
 from dither.release.chunk import ChunkEncoder
@@ -26,7 +26,7 @@ class Released:
     """
 
     tensors: dict[str, Tensor]
-    saturated: int
+    saturated: int = field(repr=False)
 
 
 def release_sum(
@@ -79,11 +79,13 @@ def release_sum(
 
 
 def _require_protection(bounded: BoundedSum, account: Account, source: Noise) -> None:
-    if account.insecure is None and not (source.secret and bounded.ticket.secret):
+    if account.insecure is None and not (is_private(source) and bounded.ticket.secret):
+        noise = "noise that repeats, is shared, or is not dither's"
         raise ReleaseError(
-            expected="noise and sample from the operating system's entropy",
-            got="noise that repeats" if not source.secret else "a sample that repeats",
-            fix="open the account with insecure=..., which marks the run as not private",
+            expected="dither's own noise and sample, from the operating system's entropy",
+            got="a sample that repeats" if is_private(source) else noise,
+            fix="pass FreshNoise or NoisePool with a new Key(); to debug, open the account with "
+            "insecure=..., which marks the run as not private",
         )
     if account.plan.trust.name == "distributed":
         raise ReleaseError(

@@ -31,8 +31,9 @@ def gaps(rate: float, count: int, largest: int, entropy: Entropy) -> Int64[np.nd
     """
     words = entropy.draw(8 * count).view(np.uint64)
     scale = np.log1p(-rate)
-    low = _minus_log(words, 1) / -scale * (1.0 - TOLERANCE)
-    high = _minus_log(words, 0) / -scale * (1.0 + TOLERANCE)
+    with np.errstate(over="ignore"):  # a subnormal rate
+        low = _minus_log(words, 1) / -scale * (1.0 - TOLERANCE)
+        high = _minus_log(words, 0) / -scale * (1.0 + TOLERANCE)
     first: Int64[np.ndarray, " count"] = np.minimum(np.floor(low), largest).astype(np.int64)
     last = np.minimum(np.floor(high), largest).astype(np.int64)
     for index in np.flatnonzero(first != last):

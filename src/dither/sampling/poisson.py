@@ -16,6 +16,7 @@ from dither.privacy.ticket import SampleTicket
 from dither.sampling.gaps import gaps
 
 _LONGEST = 1 << 20
+_MOST_RECORDS = 1 << 42  # times _LONGEST still fits 64 bits
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class PoissonSampler:
         if not 0.0 < rate <= 1.0:
             raise ConfigError(
                 expected="a sampling rate in (0, 1]", got=repr(rate), fix="check the batch size"
+            )
+        if not 0 <= records <= _MOST_RECORDS:
+            raise ConfigError(
+                expected="between 0 and 2^42 records", got=str(records), fix="check the store"
             )
         self.records = records
         self.rate = rate
