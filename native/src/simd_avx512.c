@@ -18,6 +18,8 @@
 #define V_FROM_F32(x) ((f64v)_mm512_cvtps_pd((__m256)(x)))
 #define V_FROM_I32(x) ((f64v)_mm512_cvtepi32_pd((__m256i)(x)))
 #define V_TO_I32(x) ((i32h)_mm512_cvtpd_epi32((__m512d)(x)))
+#define V_FLOOR_TO_I32(x) \
+    ((i32h)_mm512_cvt_roundpd_epi32((__m512d)(x), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC))
 /* (yes) and (no) are float64, chosen by integers. */
 #define V_IF_EQUAL(x, y, yes, no)                                                                  \
     ((f64v)_mm512_mask_blend_pd(_mm512_cmpeq_epi64_mask((__m512i)(x), (__m512i)(y)),               \

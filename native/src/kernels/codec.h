@@ -4,9 +4,6 @@
 
 typedef struct { f64v scale, clamp, wire_scale, wire_limit; } codec_vectors;
 
-/* `poison` is NaN once a value was not finite. */
-typedef struct { u64v saturated; f64v poison; } tally;
-
 INLINE codec_vectors spread(const codec_numbers *grid) {
     return (codec_vectors){v_set(grid->scale), v_set(grid->clamp), v_set(grid->wire_scale),
                            v_set(grid->wire_limit)};
@@ -14,13 +11,14 @@ INLINE codec_vectors spread(const codec_numbers *grid) {
 
 INLINE f64v v_clamp(f64v x, f64v limit) { return V_MAX(V_MIN(x, limit), -limit); }
 
-INLINE f64v encode_vector(f64v x, f64v noise, const codec_vectors *grid, tally *counts) {
-    counts->poison += x - x;
+/* Everything but the last floor. `excess` stays zero while nothing is clamped before noise: a value
+ * beyond the clamp adds at least 1, and one that is not finite makes it infinite or NaN. */
+INLINE f64v encode_vector(f64v x, f64v noise, const codec_vectors *grid, f64v *excess) {
     f64v fine = V_ROUND(x * grid->scale);
     f64v kept = v_clamp(fine, grid->clamp);
-    counts->saturated -= (u64v)(fine != kept);
-    f64v noisy = kept + noise;
-    return v_clamp(V_FLOOR(noisy * grid->wire_scale + 0.5), grid->wire_limit);
+    f64v beyond = fine - kept;
+    *excess += beyond * beyond;
+    return v_clamp((kept + noise) * grid->wire_scale + 0.5, grid->wire_limit);
 }
 
 INLINE f64v load_f32(const void *from, size_t at) {
@@ -45,45 +43,70 @@ INLINE void store_f32(void *to, size_t at, f64v x) {
 }
 INLINE void store_f64(void *to, size_t at, f64v x) { STORE((double *)to + at, x); }
 
-INLINE void add_counts(codec_counts *counts, const tally *found) {
-    counts->saturated += v_sum(found->saturated);
-    counts->broken += v_any((u64v)(found->poison != found->poison)) != 0;
+#ifndef V_FLOOR_TO_I32
+#define V_FLOOR_TO_I32(x) V_TO_I32(V_FLOOR(x))
+#endif
+INLINE void store_floor_i32(void *to, size_t at, f64v x) {
+    STORE((int32_t *)to + at, V_FLOOR_TO_I32(x));
 }
+INLINE void store_floor_i16(void *to, size_t at, f64v x) {
+    STORE((int16_t *)to + at, __builtin_convertvector(V_FLOOR_TO_I32(x), i16q));
+}
+
+/* Count what a pass with an excess has met; rare, so one value at a time. */
+INLINE void count_one(double value, const codec_vectors *grid, codec_counts *counts) {
+    f64v fine = V_ROUND(v_set(value) * grid->scale);
+    counts->saturated += fine[0] != v_clamp(fine, grid->clamp)[0];
+    counts->broken += !(__builtin_fabs(value) < __builtin_inf());
+}
+
+INLINE int has_excess(f64v excess) { return v_any(~(u64v)(excess == v_set(0.0))) != 0; }
+
+/* Ready noise makes a pass over memory alone: three streams, fetched this many values ahead. */
+#define AHEAD 1024
 
 /* A short end goes through a padded copy: no load or store leaves the caller's arrays. */
 #define ENCODE(from, to, in_type, out_type)                                                        \
     static void encode_##from##_##to(const codec_numbers *grid, const void *values,                \
                                      const double *noise, void *message, size_t count,             \
                                      codec_counts *counts) {                                       \
-        tally found = {{0}, {0}};                                                                  \
-        const codec_vectors numbers = spread(grid);                                      \
+        f64v excess = {0};                                                                         \
+        const codec_vectors numbers = spread(grid);                                                \
         size_t i = 0;                                                                              \
         for (; i + LANES64 <= count; i += LANES64)                                                 \
-            store_##to(message, i,                                                                 \
-                       encode_vector(load_##from(values, i), LOAD(f64v, noise + i), &numbers, &found));\
+            store_floor_##to(message, i,                                                           \
+                       encode_vector(load_##from(values, i), LOAD(f64v, noise + i), &numbers, &excess)); \
         if (i < count) {                                                                           \
             in_type in[LANES64] = {0};                                                             \
             double last[LANES64] = {0};                                                            \
             out_type out[LANES64];                                                                 \
             memcpy(in, (const in_type *)values + i, (count - i) * sizeof(in_type));                \
             memcpy(last, noise + i, (count - i) * sizeof(double));                                 \
-            store_##to(out, 0, encode_vector(load_##from(in, 0), LOAD(f64v, last), &numbers, &found)); \
+            store_floor_##to(out, 0, encode_vector(load_##from(in, 0), LOAD(f64v, last), &numbers, &excess)); \
             memcpy((out_type *)message + i, out, (count - i) * sizeof(out_type));                  \
             dither_wipe(last, sizeof last);                                                        \
         }                                                                                          \
-        add_counts(counts, &found);                                                                \
+        if (has_excess(excess))                                                                    \
+            for (i = 0; i < count; i++) {                                                          \
+                in_type value;                                                                     \
+                memcpy(&value, (const in_type *)values + i, sizeof value);                         \
+                count_one(value, &numbers, counts);                                                \
+            }                                                                                      \
     }                                                                                              \
     static void encode_ready_##from##_##to(const codec_numbers *grid, const void *values,          \
                                            int32_t *noise, int wipe, void *message, size_t count,  \
                                            codec_counts *counts) {                                 \
-        tally found = {{0}, {0}};                                                                  \
-        const codec_vectors numbers = spread(grid);                                      \
+        f64v excess = {0};                                                                         \
+        const codec_vectors numbers = spread(grid);                                                \
         const i32h zero = {0};                                                                     \
         size_t i = 0;                                                                              \
         for (; i + LANES64 <= count; i += LANES64) {                                               \
+            __builtin_prefetch((const in_type *)values + i + AHEAD, 0);                            \
+            __builtin_prefetch(noise + i + AHEAD, 0);                                              \
+            __builtin_prefetch((out_type *)message + i + AHEAD, 1);                                \
             f64v ready = load_i32(noise, i);                                                       \
             if (wipe) STORE(noise + i, zero);                                                      \
-            store_##to(message, i, encode_vector(load_##from(values, i), ready, &numbers, &found));    \
+            store_floor_##to(message, i, encode_vector(load_##from(values, i), ready, &numbers, &excess)); \
         }                                                                                          \
         if (i < count) {                                                                           \
             in_type in[LANES64] = {0};                                                             \
@@ -92,11 +115,16 @@ INLINE void add_counts(codec_counts *counts, const tally *found) {
             memcpy(in, (const in_type *)values + i, (count - i) * sizeof(in_type));                \
             memcpy(last, noise + i, (count - i) * sizeof(int32_t));                                \
             if (wipe) memset(noise + i, 0, (count - i) * sizeof(int32_t));                         \
-            store_##to(out, 0, encode_vector(load_##from(in, 0), load_i32(last, 0), &numbers, &found));\
+            store_floor_##to(out, 0, encode_vector(load_##from(in, 0), load_i32(last, 0), &numbers, &excess)); \
             memcpy((out_type *)message + i, out, (count - i) * sizeof(out_type));                  \
             dither_wipe(last, sizeof last);                                                        \
         }                                                                                          \
-        add_counts(counts, &found);                                                                \
+        if (has_excess(excess))                                                                    \
+            for (i = 0; i < count; i++) {                                                          \
+                in_type value;                                                                     \
+                memcpy(&value, (const in_type *)values + i, sizeof value);                         \
+                count_one(value, &numbers, counts);                                                \
+            }                                                                                      \
     }
 
 ENCODE(f32, i16, float, int16_t)
