@@ -117,10 +117,13 @@ def test_the_released_model_is_the_last_one(store: RecordStore, tmp_path: Path) 
 
 
 def test_training_learns(store: RecordStore, tmp_path: Path) -> None:
-    """With little noise a private run beats chance clearly; it fails if gradients are wrong."""
+    """With little noise a private run beats chance clearly; it fails if gradients are wrong.
+
+    Fourteen runs: 0.68 to 0.73; seen once in many: 0.648. Chance is 0.5, give or take 0.02.
+    """
     config = options(store, tmp_path / "run", noise_multiplier=0.4, steps=60, batch_size=256)
     config = replace(config, checkpoint_every=60)
-    assert summary_of(run_training(config))["metrics"]["auroc"] > 0.65
+    assert summary_of(run_training(config))["metrics"]["auroc"] > 0.6
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
