@@ -60,7 +60,7 @@ DEFECTS = {
         "out, LANES64 * sizeof(out_type));",
     ),
     "ties go down": Defect(
-        "codec", "kernels/codec.h", "grid->wire_scale + 0.5)", "grid->wire_scale + 0.4999)"
+        "codec", "kernels/codec.h", "grid->wire_scale + 0.5", "grid->wire_scale + 0.4999"
     ),
     "a message with a hole stays": Defect(
         "codec", "codec.c", "dither_wipe(message, count", "if (0) dither_wipe(message, count"
