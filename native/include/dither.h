@@ -196,8 +196,8 @@ typedef struct {
 } dither_pool_stats;
 
 /* `capacity` draws of int32, rounded up to blocks of 65,536, at least two. The key stays the
- * caller's and must outlive the pool. A used draw is overwritten when its block is used up. All
- * functions but new and free may be called from several threads. */
+ * caller's and must outlive the pool. A used draw is overwritten at once, or, if its block
+ * is used up, by the thread right after. All functions but new and free may be called from several threads. */
 dither_status dither_pool_new(const dither_kernels *kernels, dither_key *key, double sigma,
                               size_t capacity, dither_pool **pool);
 

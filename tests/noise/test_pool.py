@@ -25,7 +25,7 @@ from tests.noise.processes import Mapping, content, in_child, threads, wiped_on_
 from dither.errors import ConfigError, NoiseError, ReleaseError
 from dither.noise.codec import encode
 from dither.noise.key import Key
-from dither.noise.pool import FreshNoise, Noise, NoisePool, PoolStats, pool_capacity
+from dither.noise.pool import FreshNoise, Noise, NoisePool, PoolStats, is_private, pool_capacity
 from dither.noise.rounded import rounded_gaussian
 from dither.noise.simd import available, using
 from dither.privacy.lattice import Lattice
@@ -567,15 +567,15 @@ def test_draws_go_into_int32_in_place_or_nowhere(out: np.ndarray[Any, Any]) -> N
         assert stats.used + stats.dry == 0
 
 
-def test_pools_and_fresh_noise_are_noise_and_as_secret_as_their_key() -> None:
-    for secret in (True, False):
-        key = Key.agreed(MATERIAL, secret=secret)
+def test_pools_and_fresh_noise_are_noise_and_as_private_as_their_key() -> None:
+    agreed = [Key.agreed(MATERIAL, secret=secret) for secret in (True, False)]
+    for key in (Key(), *agreed):
         with NoisePool(SIGMA, key) as pool:
             for noise in (FreshNoise(key), pool):
                 assert isinstance(noise, Noise)
-                assert noise.secret is secret
+                assert is_private(noise) is (key not in agreed)
     with NoisePool(SIGMA) as pool:
-        assert pool.secret is True
+        assert is_private(pool)
         assert pool.sigma == SIGMA
 
 

@@ -37,8 +37,6 @@ Released = np.ndarray[tuple[int], np.dtype[np.int64]]
 class Reusing:
     """A broken pool: its draws come again, whole, moved, of the other sign, or a share of them."""
 
-    secret = True
-
     def __init__(self, manner: str) -> None:
         self.manner = manner
         self.old: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}

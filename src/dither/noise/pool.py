@@ -27,11 +27,6 @@ _LARGEST = 1 << 26
 class Noise(Protocol):
     """What an encoder takes its noise from."""
 
-    @property
-    def secret(self) -> bool:
-        """Whether nobody else can know the noise."""
-        ...
-
     def encode(
         self,
         values: Float[np.ndarray, " size"],
@@ -53,11 +48,6 @@ class FreshNoise:
 
     def __init__(self, key: Key) -> None:
         self._key = key
-
-    @property
-    def secret(self) -> bool:
-        """Whether the key is."""
-        return self._key.secret
 
     @property
     def own(self) -> bool:
@@ -136,11 +126,11 @@ def _capacity(capacity: int | None, dimension: int | None) -> int:
 class NoisePool:
     """Lattice noise of one σ, made ahead by a thread of its own (after DPAR, SC'25).
 
-    Each draw serves once, and is overwritten when its block of 65,536 is used up or the pool
-    closes. When nothing is ready, the caller's draws are made in place, at once, so a pool changes
-    speed and nothing else.
-    The thread runs outside the interpreter's lock. In a forked child all ready noise is dropped
-    and a new thread with a new key takes over. Use as a context manager, or `close` it.
+    Each draw serves once. It is overwritten in the pass that adds it, or, if that pass uses up its
+    block of 65,536, by the thread right after. When nothing is ready, the caller's draws are made
+    in place, at once, so a pool changes speed and nothing else. The thread runs outside the
+    interpreter's lock. In a forked child all ready noise is dropped and a new thread with a new key
+    takes over. Use as a context manager, or `close` it.
 
     Args:
         sigma: Standard deviation in fine steps, in (0, 2²⁶]: the ``sigma`` of `Plan.bind`.
@@ -167,11 +157,6 @@ class NoisePool:
         self._sigma = check_sigma(sigma, LARGEST_SIGMA_INT32)
         with core_errors("a sigma and a capacity"):
             self._native: Any = _native.Pool(kernels(), native_key(self._key), self._sigma, draws)
-
-    @property
-    def secret(self) -> bool:
-        """Whether the key is."""
-        return self._key.secret
 
     @property
     def own(self) -> bool:
