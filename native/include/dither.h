@@ -32,7 +32,7 @@ typedef enum {
     DITHER_BAD_GRID,   /* a lattice beyond the limits of `dither_grid` */
     DITHER_NOT_FINITE, /* a value to encode is NaN or infinite */
     DITHER_NO_THREAD,
-    DITHER_BAD_ARGUMENT /* a cipher, width or type that is none of those named here */
+    DITHER_BAD_ARGUMENT /* a cipher, width, type or factor that is none of those named here */
 } dither_status;
 
 /* The version of this build, "MAJOR.MINOR.PATCH". */
@@ -178,6 +178,13 @@ dither_status dither_encode_ready(const dither_kernels *kernels, int32_t *noise,
 /* message (one, or a sum of several) · wire step, into float or double. */
 dither_status dither_decode(const dither_kernels *kernels, const dither_grid *grid,
                             const void *message, dither_float type, void *values, size_t count);
+
+/* message · wire step · factor (say 1 / batch size), still in one pass. The product is rounded to
+ * float64, and then to float if asked, alike by every instruction set; beyond float's range it is
+ * infinite. DITHER_BAD_ARGUMENT if factor, or factor · wire step, is not a normal float64. */
+dither_status dither_decode_scaled(const dither_kernels *kernels, const dither_grid *grid,
+                                   double factor, const void *message, dither_float type,
+                                   void *values, size_t count);
 
 /* ---- the pool ------------------------------------------------------------------------------ */
 

@@ -258,14 +258,15 @@ void bind_codec(nb::module_ &m) {
         });
         return saturated;
     }, any, as_is(), any, as_is(), as_is());
-    m.def("decode", [](const Kernels &k, const Grid &grid, In message, Out values) {
+    m.def("decode", [](const Kernels &k, const Grid &grid, In message, Out values, double factor) {
         const dither_float type = float_type(values);
         is_message(message, grid);
         same_size(message, values.shape(0));
         unlocked([&] {
-            return dither_decode(k.table, &grid, message.data(), type, values.data(), values.shape(0));
+            return dither_decode_scaled(k.table, &grid, factor, message.data(), type, values.data(),
+                                        values.shape(0));
         });
-    }, any, any, as_is(), as_is());
+    }, any, any, as_is(), as_is(), nb::arg("factor") = 1.0);
 }
 
 void bind_pool(nb::module_ &m) {

@@ -81,13 +81,20 @@ dither_status dither_encode_ready(const dither_kernels *kernels, int32_t *noise,
     return codec_encode_ready(kernels, noise, 1, grid, type, values, message, count, saturated);
 }
 
-dither_status dither_decode(const dither_kernels *kernels, const dither_grid *grid,
-                            const void *message, dither_float type, void *values, size_t count) {
+dither_status dither_decode_scaled(const dither_kernels *kernels, const dither_grid *grid,
+                                   double factor, const void *message, dither_float type,
+                                   void *values, size_t count) {
     codec_numbers numbers;
     dither_status status = codec_open(grid, type, &numbers);
     if (status != DITHER_OK) return status;
-    kernels->simd->decode(message, grid->wire_bits == 32,
-                    ldexp(1.0, grid->wire_shift - grid->scale_exponent), type == DITHER_F64, values,
-                    count);
+    /* The wire step is a power of two: taking it into the factor rounds nothing while both are normal. */
+    const double step = ldexp(factor, grid->wire_shift - grid->scale_exponent);
+    if (!isnormal(factor) || !isnormal(step)) return DITHER_BAD_ARGUMENT;
+    kernels->simd->decode(message, grid->wire_bits == 32, step, type == DITHER_F64, values, count);
     return DITHER_OK;
+}
+
+dither_status dither_decode(const dither_kernels *kernels, const dither_grid *grid,
+                            const void *message, dither_float type, void *values, size_t count) {
+    return dither_decode_scaled(kernels, grid, 1.0, message, type, values, count);
 }

@@ -143,6 +143,26 @@ static void test_decode(const dither_kernels *k, const dither_grid *grid, dither
     buffer_free(&values);
 }
 
+/* By a factor: the product in float64, then in float, and nothing else. */
+static void test_scaled(const dither_kernels *k, const dither_grid *grid, dither_float type,
+                        size_t count, double factor) {
+    buffer message = buffer_new(count * width(grid), count % 3),
+           values = buffer_new(count * type, count % 7);
+    uint64_t seed = count;
+    for (size_t i = 0; i < message.size; i++) message.at[i] = (unsigned char)next_random(&seed);
+    CHECK(dither_decode_scaled(k, grid, factor, message.at, type, values.at, count) == DITHER_OK,
+          "no values");
+    for (size_t i = 0; i < count; i++) {
+        double want = factor * ldexp((double)message_at(message.at, grid, i),
+                                     grid->wire_shift - grid->scale_exponent);
+        if (type == DITHER_F32) want = (float)want;
+        CHECK(value_at(values.at, type, i) == want, "%s: value %zu of %zu by %a is %a, not %a",
+              dither_kernels_name(k), i, count, factor, value_at(values.at, type, i), want);
+    }
+    buffer_free(&message);
+    buffer_free(&values);
+}
+
 static void all_bytes(const buffer *b, int value, const char *what) {
     for (size_t i = 0; i < b->size; i++)
         CHECK(b->at[i] == value, "%s: byte %zu is %d", what, i, b->at[i]);
@@ -179,6 +199,27 @@ static void test_not_finite(const dither_kernels *k, const dither_grid *grid, di
         buffer_free(&ready);
         dither_key_free(key);
     }
+}
+
+/* Factors that leave float64's normal numbers, by themselves or with the wire step. */
+static void test_bad_factors(const dither_kernels *k) {
+    const struct {
+        double factor;
+        int scale_exponent;
+    } bad[] = {{0.0, 0},         {-0.0, 0},           {(double)NAN, 0}, {(double)INFINITY, 0},
+               {0x1p-1030, 0},   {0x1p-1030, -500},   {0x1p600, -500},  {0x1p-600, 500},
+               {-0x1p600, -500}, {(double)-INFINITY, 0}};
+    int32_t message[MOST] = {0};
+    buffer values = buffer_new(8 * MOST, 0);
+    memset(values.at, FILL, values.size);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const dither_grid grid = {bad[i].scale_exponent, 9, 0, 9, 32};
+        CHECK(dither_decode_scaled(k, &grid, bad[i].factor, message, DITHER_F64, values.at, MOST) ==
+                  DITHER_BAD_ARGUMENT,
+              "%a was taken", bad[i].factor);
+    }
+    all_bytes(&values, FILL, "what a refused factor gave");
+    buffer_free(&values);
 }
 
 static const dither_grid BAD_GRIDS[] = {
@@ -253,6 +294,7 @@ static void test_grid(const dither_kernels *k, const dither_grid *grid, size_t c
         test_encode(k, grid, types[t], count, count % 2 ? 3.25 : 0x1p33);
         test_ready(k, grid, types[t], count);
         test_decode(k, grid, types[t], count);
+        test_scaled(k, grid, types[t], count, count % 2 ? 1.0 / 3 : -0x1.23456789abcdfp-40);
         test_not_finite(k, grid, types[t], count);
     }
 }
@@ -263,6 +305,7 @@ void test_codec(void) {
         for (size_t count = 0; count < MOST; count += count < 40 ? 1 : 19)
             test_grid(paths.of[p], &GRIDS[count % GRID_COUNT], count);
         for (size_t g = 0; g < GRID_COUNT; g++) test_grid(paths.of[p], &GRIDS[g], MOST - 3);
+        test_bad_factors(paths.of[p]);
         test_bad_grids(paths.of[p]);
         test_bad_sigmas(paths.of[p]);
     }

@@ -70,6 +70,10 @@ static void report_codec(FILE *to, const dither_kernels *k, dither_key *key) {
                   DITHER_OK,
               "ready");
         write_all(to, message, size);
+        CHECK(dither_decode_scaled(k, &grids[g], 1.0 / 3, message, DITHER_F32, f32, COUNT) ==
+                  DITHER_OK,
+              "scaled");
+        write_all(to, f32, sizeof f32);
         CHECK(dither_decode(k, &grids[g], message, DITHER_F32, f32, COUNT) == DITHER_OK, "decode");
         write_all(to, f32, sizeof f32);
     }

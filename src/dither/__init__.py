@@ -22,8 +22,15 @@ _PUBLIC = {
     "PrivateStep": "dither.train.step",
     "PoissonLoader": "dither.sampling.loader",
     # The pieces of a step
-    "Clipping": "dither.clipping.reference",
-    "clipped_sum": "dither.clipping.reference",
+    "Clipping": "dither.clipping.clipping",
+    "Flat": "dither.clipping.styles",
+    "PerLayer": "dither.clipping.styles",
+    "Automatic": "dither.clipping.styles",
+    "ModelLoss": "dither.clipping.loss",
+    "clipped_sum": "dither.clipping.engine",
+    "ClippingEngine": "dither.clipping.engine",
+    "register_rule": "dither.clipping.rules.registry",
+    "overridable": "dither.clipping.rules.registry",
     "BoundedSum": "dither.release.bounded_sum",
     "release_sum": "dither.release.release",
     # Noise

@@ -342,11 +342,13 @@ class BenchConfig:
     """Measure dither against a baseline, interleaved, in one process tree.
 
     Attributes:
-        name: noise, train, or list, which says what they measure.
+        name: noise, train, clip, or list, which says what they measure.
         json: Write the result here as JSON; - is standard output.
         full: More cases and repeats.
+        cases: Only these cases, of a bench that can choose: clip.
     """
 
     name: Positional[str]
     json: str | None = None
     full: bool = False
+    cases: tuple[str, ...] = ()

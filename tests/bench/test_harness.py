@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from dither.bench import train as train_bench
-from dither.bench.harness import Case, Row, measure, result
+from dither.bench.harness import Case, Row, measure, not_measured, result
 from dither.cli.main import main
 
 
 def test_the_ratio_is_ours_over_the_baseline() -> None:
     case = Case("sleep", "nap", lambda: time.sleep(0.06), lambda: time.sleep(0.02))
     row = measure(case, pairs=6)
-    assert 1.5 < row.ratio < 4.5
-    assert row.ratio_low <= row.ratio <= row.ratio_high
+    assert None not in (row.ratio, row.ratio_low, row.ratio_high)
+    assert 1.5 < (row.ratio or 0.0) < 4.5
+    assert (row.ratio_low or 0.0) <= (row.ratio or 0.0) <= (row.ratio_high or 0.0)
 
 
 def test_contenders_take_turns_in_alternating_order() -> None:
@@ -25,6 +26,26 @@ def test_contenders_take_turns_in_alternating_order() -> None:
     measure(Case("x", "y", lambda: order.append("o"), lambda: order.append("b")), pairs=4)
     text = "".join(order)
     assert text in {"obboobboobbo", "boobboobboob"}
+
+
+def test_each_side_has_its_own_preparation() -> None:
+    order: list[str] = []
+    case = Case(
+        "x",
+        "y",
+        lambda: order.append("o"),
+        lambda: order.append("b"),
+        prepare=lambda: order.append("p"),
+        prepare_baseline=lambda: order.append("q"),
+    )
+    measure(case, pairs=2, warm_up=0)
+    assert "".join(order) in {"poqbqbpo", "qbpopoqb"}
+
+
+def test_what_could_not_be_measured_is_a_row_with_its_reason() -> None:
+    (row,) = result("clip", [not_measured("c", "peer", "it failed")])["rows"]
+    assert (row["ratio"], row["pairs"], row["detail"]) == (None, 0, "it failed")
+    json.dumps(row, allow_nan=False)
 
 
 def test_the_json_form() -> None:

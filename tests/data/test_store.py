@@ -67,10 +67,13 @@ def test_gather_works_across_shards_in_any_order_and_for_no_rows(
     store: RecordStore, sharded: RecordStore
 ) -> None:
     assert len(sharded.manifest.shards) == -(-len(store) // 100) > 3
-    rows = np.random.default_rng(1).choice(len(store), 500)
-    for ours, theirs in zip(sharded.gather(rows), store.gather(rows), strict=True):
-        assert torch.equal(ours, theirs)
-    assert torch.equal(sharded.labels(rows), store.labels(rows))
+    drawn = np.random.default_rng(1).choice(len(store), 500)
+    last = len(store) - 1
+    orders = (drawn, np.sort(drawn), -np.sort(-drawn), np.array([7, 105, 199, last, last]))
+    for rows in (*orders, np.arange(100, 200), np.array([last]), np.array([0, 250])):
+        for ours, theirs in zip(sharded.gather(rows), store.gather(rows), strict=True):
+            assert torch.equal(ours, theirs)
+        assert torch.equal(sharded.labels(rows), store.labels(rows))
     for one in (store, sharded):
         features, labels = one.gather(np.empty(0, dtype=np.int64))
         assert features.shape == (0, 135)

@@ -97,12 +97,12 @@ def _encode(kind: type[np.generic], bits: int, *, ready: bool) -> Operation:
     return operation
 
 
-def _decode(kind: type[np.generic], bits: int) -> Operation:
+def _decode(kind: type[np.generic], bits: int, factor: float) -> Operation:
     def operation(kernels: Any, key: Any, count: int, new: Allocate) -> list[Array]:
         message, values = new(WIRE[bits], count), new(kind, count)
         message[:] = 0
         _native.mask(kernels, key, message, False)
-        _native.decode(kernels, GRIDS[bits], message, values)
+        _native.decode(kernels, GRIDS[bits], message, values, factor)
         return [values]
 
     return operation
@@ -136,9 +136,10 @@ EXACT: dict[str, Operation] = {
         for bits in (16, 32)
     },
     **{
-        f"decode {bits} to {kind.__name__}": _decode(kind, bits)
+        f"decode {bits} to {kind.__name__} by {factor:g}": _decode(kind, bits, factor)
         for kind in (np.float32, np.float64)
         for bits in (16, 32)
+        for factor in (1.0, 1 / 3)
     },
 }
 """What every instruction set computes alike, bit by bit."""

@@ -61,8 +61,10 @@ def _codec(kernels: Any, ours: Any) -> list[Any]:
         _native.encode(kernels, ours, 40.5, grid, wide, messages[1])
         _native.lattice(kernels, ours, 77.0, noise)
         _native.encode_ready(kernels, noise, grid, narrow, messages[2])
-        _native.decode(kernels, grid, messages[2], narrow)
+        _native.decode(kernels, grid, messages[2], narrow, 1 / 3)
         made += [*messages, narrow.copy()]
+        _native.decode(kernels, grid, messages[2], narrow)
+        made.append(narrow.copy())
     return made
 
 

@@ -66,6 +66,16 @@ DEFECTS = {
         "codec", "codec.c", "dither_wipe(message, count", "if (0) dither_wipe(message, count"
     ),
     "any shift is taken": Defect("codec", "codec.c", "grid->wire_shift > 48", "0"),
+    "a factor is left out": Defect("codec", "codec.c", "ldexp(factor,", "ldexp(1.0 + 0 * factor,"),
+    "any factor is taken": Defect(
+        "codec", "codec.c", "if (!isnormal(factor) || !isnormal(step))", "if (0)"
+    ),
+    "the end of a float message is scaled in float": Defect(
+        "codec",
+        "kernels/codec.h",
+        "out_type out = (out_type)(in * step[0]);",
+        "out_type out = (out_type)((out_type)in * (out_type)step[0]);",
+    ),
     "a mask is subtracted twice as far": Defect(
         "paths", "kernels/mask.h", "subtract ? (type)-1 : 1", "subtract ? (type)-2 : 1"
     ),

@@ -378,7 +378,7 @@ def test_a_message_goes_where_the_caller_says(bits: int) -> None:
 SIZES = """
 import numpy as np
 from dither.errors import ConfigError
-from dither.noise.codec import encode, encode_ready
+from dither.noise.codec import decode, encode, encode_ready
 from dither.noise.key import Key
 from dither.noise.pool import NoisePool
 from dither.privacy.lattice import Lattice
@@ -386,17 +386,18 @@ grid, values = Lattice(0, 9.0, 10, 0, 32, 1), np.zeros(100)
 ints = lambda size: np.full(size, 7, np.int32)
 key, pool = Key(), NoisePool(9.0)
 for size in (0, 99, 101, 10**6):
-    out, noise = ints(size), ints(size)
+    out, noise, floats = ints(size), ints(size), np.full(size, 7.0)
     for call in (
         lambda: encode(values, grid, key, out=out),
         lambda: encode_ready(values, ints(100), grid, out=out),
         lambda: encode_ready(values, noise, grid),
         lambda: pool.encode(values, grid, out=out),
+        lambda: decode(ints(100), grid, out=floats),
     ):
         try:
             call()
         except ConfigError:
-            print("refused", (out == 7).all() and (noise == 7).all())
+            print("refused", all((array == 7).all() for array in (out, noise, floats)))
 assert key.position == 0
 pool.close()
 """
@@ -407,7 +408,7 @@ def test_sizes_are_checked_by_the_core_too() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SIZES], capture_output=True, text=True, timeout=60, check=True
     )
-    assert done.stdout.splitlines() == ["refused True"] * 16
+    assert done.stdout.splitlines() == ["refused True"] * 20
 
 
 # ---- and back ------------------------------------------------------------------------------------
@@ -425,6 +426,44 @@ def test_decoding_is_exact(message: Values, exponent: int, shift: int, simd: str
     with using(simd):
         values = decode(message, lattice)
     assert (np.ldexp(values, -exponent - shift) == message).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    arrays(st.sampled_from([np.int16, np.int32]), st.integers(0, 50)),
+    st.sampled_from(FLOATS),
+    st.floats(1e-12, 1e12) | st.floats(-1e12, -1e-12),
+    st.integers(-40, 40),
+    st.sampled_from(available()),
+)
+def test_a_scale_is_one_product_rounded_to_the_type(
+    message: Values, kind: type, scale: float, exponent: int, simd: str
+) -> None:
+    """Bit for bit what numpy makes of the exact values in two more passes, at every tail length."""
+    lattice = grid(exponent, shift=3, bits=8 * message.itemsize)
+    room: Values = np.full(message.size + 2, 7, kind)
+    with using(simd):
+        values = decode(message, lattice, scale=scale, out=room[1:-1])
+    assert np.shares_memory(values, room) or not message.size
+    assert values.tobytes() == (decode(message, lattice) * scale).astype(kind).tobytes()
+    assert room[0] == room[-1] == 7
+
+
+@pytest.mark.parametrize("scale", [0.0, math.nan, math.inf, -math.inf, 1e-300, 1e300])
+def test_a_scale_that_would_lose_the_values_is_refused(scale: float) -> None:
+    out = np.ones(3)
+    with pytest.raises(ConfigError, match="a scale with a magnitude between"):
+        decode(np.zeros(3, np.int32), grid(), scale=scale, out=out)
+    assert out.tolist() == [1.0] * 3
+
+
+def test_values_go_to_arrays_that_the_core_can_write() -> None:
+    fixed = np.ones(3)
+    fixed.flags.writeable = False
+    for out in (np.ones(6)[::2], fixed):
+        with pytest.raises(ConfigError, match="a contiguous one-dimensional float32 or float64"):
+            decode(np.zeros(3, np.int32), grid(), out=out)
+        assert out.tolist() == [1.0] * 3
 
 
 def test_decoding_another_width_is_refused() -> None:

@@ -205,7 +205,9 @@ def test_release_sum_through_the_device(
     account = Account(ledger, RUN, plan, insecure="a fixed key")
 
     def released() -> dict[str, Tensor]:
-        return release_sum(bounded(plan, *parts), account, noise=FreshNoise(agreed())).tensors
+        once = bounded(plan, *parts)
+        noise = FreshNoise(agreed())
+        return release_sum(once, account, noise=noise, scale=0.3, dtype=torch.float32).tensors
 
     host = released()
     made: list[DeviceEncoder] = []
@@ -217,10 +219,11 @@ def test_release_sum_through_the_device(
     key = agreed()
     monkeypatch.setattr(ChunkEncoder, "_device", device)
     there = released()
-    assert len(made) == 4  # encode and decode of two chunks
+    assert len(made) == 6  # asked for, encoding and decoding, for each of two chunks
     assert host.keys() == there.keys() == {"a", "b", "c"}
     for name, tensor in host.items():
         assert torch.equal(tensor, there[name])
+        assert tensor.dtype == there[name].dtype == torch.float32
         assert tensor.shape == there[name].shape
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ from dither.privacy.plan import Plan
 from dither.privacy.ticket import SampleTicket
 from dither.privacy.trust import Trust
 from dither.release.bounded_sum import BoundedSum
+from dither.release.chunk import BLOCK, SHORT
 from dither.release.release import release_sum
 from dither.release.transport import Solo, Transport
 
@@ -254,6 +255,72 @@ def test_solo_is_a_transport_of_one_rank() -> None:
     assert isinstance(Solo(), Transport)
     assert Solo().world_size == 1
     assert (Solo().all_reduce(message) == message).all()
+
+
+@final
+class Passing:
+    """A transport of one rank that is not `Solo`: whole messages go through it."""
+
+    world_size = 1
+
+    def all_reduce(self, message: Integer[np.ndarray, " size"]) -> Integer[np.ndarray, " size"]:
+        return message.copy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1 / 96.3, -2.5])
+@pytest.mark.parametrize("carrier", [None, Passing()], ids=["solo", "a transport"])
+def test_released_is_the_noisy_sum_times_the_scale(
+    ledger: Ledger, plan: Plan, dtype: torch.dtype, scale: float, carrier: Transport | None
+) -> None:
+    """Bit for bit what two more passes over the float64 sum would make of it."""
+    account = Account(ledger, RUN, plan, insecure="a fixed key", lease=1)
+    part = {"a": torch.randn(3, 70_001).double(), "b": torch.randn(4), "c": torch.randn(150_000)}
+
+    def released(**options: Any) -> dict[str, Tensor]:
+        noise = FreshNoise(Key.agreed(bytes(32), secret=False))
+        return release_sum(bounded(plan, part), account, carrier, noise, **options).tensors
+
+    plain, scaled = released(), released(scale=scale, dtype=dtype)
+    for name, tensor in plain.items():
+        assert tensor.dtype == torch.float64
+        assert scaled[name].dtype == dtype
+        assert scaled[name].shape == part[name].shape
+        assert torch.equal(scaled[name], (tensor * scale).to(dtype))
+    assert account.ledger.charged(RUN) == 2  # neither scale nor type costs anything
+
+
+def test_a_message_in_blocks_is_the_message_in_one(ledger: Ledger, plan: Plan) -> None:
+    """One rank alone never holds its whole message; for one key it releases the same."""
+    account = Account(ledger, RUN, plan, insecure="a fixed key")
+    sizes = {"a": 5, "b": 3 * BLOCK + 77, "c": BLOCK, "d": SHORT - 1, "e": 9}
+    part = {name: torch.randn(size, dtype=torch.float64) for name, size in sizes.items()}
+    found = [
+        release_sum(
+            bounded(plan, part),
+            account,
+            carrier,
+            FreshNoise(Key.agreed(bytes(32), secret=False)),
+        ).tensors
+        for carrier in (None, Passing())
+    ]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in sizes)
+    assert all(not torch.equal(found[0][name], part[name]) for name in sizes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"scale": 0.0}, {"scale": math.nan}, {"scale": math.inf}, {"dtype": torch.float16}],
+    ids=str,
+)
+def test_a_scale_or_type_that_cannot_be_had_costs_nothing(
+    account: Account, options: dict[str, Any]
+) -> None:
+    once = bounded(account.plan)
+    with pytest.raises(ConfigError):
+        release_sum(once, account, **options)
+    assert account.ledger.charged(RUN) == 0
+    release_sum(once, account)  # the sample is not spent
 
 
 CALLS = 700

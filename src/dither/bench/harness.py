@@ -25,6 +25,8 @@ class Case:
         baseline: The same work by the baseline.
         prepare: Done before each of the two, not counted.
         detail: Sizes, types, settings.
+        prepare_baseline: Done before the baseline instead of ``prepare``.
+        target: Largest ratio that is promised.
     """
 
     name: str
@@ -33,11 +35,15 @@ class Case:
     baseline: Work
     prepare: Work = bool
     detail: str = ""
+    prepare_baseline: Work | None = None
+    target: float | None = None
 
 
 @dataclass(frozen=True)
 class Row:
     """One result. ``ratio`` is ours over baseline: lower is better.
+
+    What could not be measured is a row too, with None for its figures and the reason in ``detail``.
 
     Attributes:
         case: Case name.
@@ -51,19 +57,21 @@ class Row:
         ratio_high: Third quartile; far from the first means noise: run again.
         pairs: Number of pairs.
         detail: Sizes, types, settings.
+        target: Largest ratio that is promised, where one is.
     """
 
     case: str
     metric: str
     unit: str
-    ours: float
-    baseline: float
+    ours: float | None
+    baseline: float | None
     baseline_name: str
-    ratio: float
-    ratio_low: float
-    ratio_high: float
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
     pairs: int
     detail: str = ""
+    target: float | None = None
 
 
 def measure(case: Case, *, pairs: int, warm_up: int = 2) -> Row:
@@ -73,15 +81,18 @@ def measure(case: Case, *, pairs: int, warm_up: int = 2) -> Row:
 
     Args:
         case: What to measure.
-        pairs: Number of pairs, at least 4.
+        pairs: Number of pairs, at least 2; quartiles of fewer than 4 are guesses.
         warm_up: Pairs that are not counted.
     """
     ours: list[float] = []
     baseline: list[float] = []
     for index in range(-warm_up, pairs):
-        contenders = [(case.ours, ours), (case.baseline, baseline)]
-        for work, times in contenders if index % 2 else reversed(contenders):
-            case.prepare()
+        contenders = [
+            (case.prepare, case.ours, ours),
+            (case.prepare_baseline or case.prepare, case.baseline, baseline),
+        ]
+        for prepare, work, times in contenders if index % 2 else reversed(contenders):
+            prepare()
             start = time.perf_counter()
             work()
             if index >= 0:
@@ -93,6 +104,7 @@ def measure(case: Case, *, pairs: int, warm_up: int = 2) -> Row:
         baseline=baseline,
         baseline_name=case.baseline_name,
         detail=case.detail,
+        target=case.target,
     )
 
 
@@ -104,13 +116,15 @@ def summarise(
     baseline: Sequence[float],
     baseline_name: str,
     detail: str = "",
+    metric: str = "time",
+    target: float | None = None,
 ) -> Row:
-    """Return the row of paired times, at least four."""
+    """Return the row of paired figures, at least two."""
     ratios = [mine / theirs for mine, theirs in zip(ours, baseline, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return Row(
         case=case,
-        metric="time",
+        metric=metric,
         unit=unit,
         ours=statistics.median(ours),
         baseline=statistics.median(baseline),
@@ -120,7 +134,13 @@ def summarise(
         ratio_high=high,
         pairs=len(ratios),
         detail=detail,
+        target=target,
     )
+
+
+def not_measured(case: str, baseline_name: str, reason: str) -> Row:
+    """Return the row of what could not be measured."""
+    return Row(case, "time", "s", None, None, baseline_name, None, None, None, 0, reason)
 
 
 def result(bench: str, rows: Sequence[Row]) -> dict[str, Any]:

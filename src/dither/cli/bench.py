@@ -18,6 +18,7 @@ from dither.files import output_errors, write_json
 _BENCHES = {
     "noise": "noise, encoding and masks against PyTorch's normal_ and add_, one thread",
     "train": "a private training step against a plain one",
+    "clip": "private steps of ordinary models against plain ones and Opacus, memory too; 2 threads",
 }
 
 
@@ -25,7 +26,7 @@ def run(config: BenchConfig) -> None:
     """Run a bench, show its rows as they come, and write its JSON.
 
     Raises:
-        ConfigError: No bench of that name.
+        ConfigError: No bench or case of that name.
         OutputError: The JSON cannot be written; said before anything is measured.
     """
     if config.name == "list":
@@ -38,14 +39,18 @@ def run(config: BenchConfig) -> None:
             got=repr(config.name),
             fix="see dither bench list",
         )
+    bench = importlib.import_module(f"dither.bench.{config.name}")
+    options = {"cases": _cases(config, getattr(bench, "NAMES", ()))} if config.cases else {}
     target = None if config.json in {None, "-"} else Path(str(config.json))
     if target is not None:
         with output_errors(target):
             target.touch()
     console = Console(stderr=True, highlight=False)
     rows: list[Row] = []
-    for row in importlib.import_module(f"dither.bench.{config.name}").rows(full=config.full):
-        console.print(f"{row.case}: {row.ratio:.2f} x {row.baseline_name}")
+    for row in bench.rows(full=config.full, **options):
+        figure = row.detail if row.ratio is None else f"{row.ratio:.2f} x"
+        metric = "" if row.metric == "time" else f" {row.metric}"
+        console.print(f"{row.case}{metric}, {row.baseline_name}: {figure}", markup=False)
         rows.append(row)
     value = result(config.name, rows)
     if config.json == "-":
@@ -57,6 +62,19 @@ def run(config: BenchConfig) -> None:
         Console(highlight=False).print(_table(rows))
 
 
+def _cases(config: BenchConfig, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names that were chosen; ``mlp`` chooses all its variants."""
+    families = {name.split("/")[0] for name in names}
+    unknown = [case for case in config.cases if case not in {*names, *families}]
+    if unknown:
+        raise ConfigError(
+            expected=f"cases of {', '.join(names)}" if names else "no --cases with this bench",
+            got=", ".join(unknown),
+            fix="choose of these" if names else "leave --cases out",
+        )
+    return tuple(name for name in names if {name, name.split("/")[0]} & {*config.cases})
+
+
 def _table(rows: list[Row]) -> Table:
     table = Table(
         Column("case", overflow="fold"),
@@ -64,21 +82,28 @@ def _table(rows: list[Row]) -> Table:
         Column("baseline", justify="right"),
         Column("ratio", justify="right"),
         Column("quartiles", justify="right"),
-        caption="Below 1 is faster than the baseline. The ratio is the median of pairs.",
+        Column("target", justify="right"),
+        caption="Below 1 is better than the baseline. The ratio is the median of pairs.",
     )
     for row in rows:
         table.add_row(
-            row.case,
-            _time(row.ours, row.unit),
-            f"{_time(row.baseline, row.unit)} {row.baseline_name}",
-            f"{row.ratio:.2f}",
-            f"{row.ratio_low:.2f}-{row.ratio_high:.2f}",
+            row.case if row.metric == "time" else f"{row.case} {row.metric}",
+            _amount(row.ours, row.unit),
+            f"{_amount(row.baseline, row.unit)} {row.baseline_name}".strip(),
+            "not run" if row.ratio is None else f"{row.ratio:.2f}",
+            "" if row.ratio is None else f"{row.ratio_low:.2f}-{row.ratio_high:.2f}",
+            "" if row.target is None else f"{row.target:.2f}",
         )
     return table
 
 
-def _time(value: float, unit: str) -> str:
-    for scale, prefix in ((1.0, ""), (1e-3, "m"), (1e-6, "µ")):
+def _amount(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    scales = [(1.0, ""), (1e-3, "m"), (1e-6, "µ")]
+    if unit == "B":
+        scales = [(1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")]
+    for scale, prefix in scales:
         if value >= scale:
             return f"{value / scale:.3g} {prefix}{unit}"
     return f"{value * 1e9:.3g} n{unit}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,32 +12,65 @@ from torch.utils._pytree import tree_leaves
 from dither.errors import ModelError
 
 
-def check_no_state(model: nn.Module, loss_fn: Callable[..., Any]) -> None:
+def kept_tensors(model: nn.Module, loss_fn: object) -> dict[str, list[Tensor]]:
+    """Return the tensors that a model and a loss hold outside parameters and buffers, by place."""
+    found: dict[str, list[Tensor]] = {}
+    for where, value in _kept(model, loss_fn):
+        if isinstance(value, Tensor):
+            found.setdefault(where, []).append(value)
+    return found
+
+
+def check_nothing_new(
+    before: dict[str, list[Tensor]], after: dict[str, list[Tensor]], constants: frozenset[int]
+) -> None:
     """Refuse a model or loss that kept a tensor of the batch it has just seen.
 
     A kept tensor would carry one example into the gradient of another, so clipping each gradient
-    would no longer bound what one record does. Tensors made under `vmap` are wrapped, which shows.
+    would no longer bound what one record does. Caches of constants pass: no example is in them.
+
+    Args:
+        before: What was kept before the batch.
+        after: What is kept now.
+        constants: Identities of tensors that no example touched.
+
+    Raises:
+        ModelError: Names where the tensor is kept.
+    """
+    for where, tensors in after.items():
+        known = constants | {id(tensor) for tensor in before.get(where, [])}
+        if any(id(tensor) not in known for tensor in tensors):
+            raise _leak(where)
+
+
+def check_no_wrapped(model: nn.Module, loss_fn: object) -> None:
+    """Refuse kept tensors made under `vmap`, which are wrapped and show it.
 
     Raises:
         ModelError: Names where the tensor is kept.
     """
     for where, value in _kept(model, loss_fn):
         if isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):  # noqa: SLF001
-            raise ModelError(
-                expected="a model and a loss that keep nothing of the examples they see",
-                got=f"a tensor of the batch kept in {where}",
-                fix="do not store tensors on modules, losses or outer variables in forward",
-            )
+            raise _leak(where)
 
 
-def _kept(model: nn.Module, loss_fn: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+def _leak(where: str) -> ModelError:
+    return ModelError(
+        expected="a model and a loss that keep nothing of the examples they see",
+        got=f"a tensor of the batch kept in {where}",
+        fix="do not store tensors on modules, losses or outer variables in forward",
+    )
+
+
+def _kept(model: nn.Module, loss_fn: object) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if not key.startswith("_"):
                 yield from _leaves(f"'{name}.{key}'".replace("'.", "'"), value)
-    for key, value in getattr(loss_fn, "__dict__", {}).items():
+    function = getattr(loss_fn, "function", loss_fn)
+    for key, value in getattr(function, "__dict__", {}).items():
         yield from _leaves(f"the loss's '{key}'", value)
-    for cell in getattr(loss_fn, "__closure__", None) or ():
+    for cell in getattr(function, "__closure__", None) or ():
         yield from _leaves("a variable of the loss", cell.cell_contents)
 
 

@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from dither.errors import ModelError
 
-PerExampleLoss = Callable[[Any, Any], Tensor]
+PerExampleLoss = Callable[[Any, Any], Any]
 
 
-def per_example(loss_fn: Callable[[Any, Any], Tensor]) -> PerExampleLoss:
+@dataclass(frozen=True)
+class ModelLoss:
+    """A loss that calls the model itself: as often as it likes, with whatever it needs.
+
+    Attributes:
+        function: ``(model, batch) -> losses [batch, ...]``, or several losses in a list, tuple or
+            dict, which are added up. ``batch`` is what the loader's collate function made.
+
+    Example:
+        >>> import torch
+        >>> loss = ModelLoss(
+        ...     lambda model, batch: torch.nn.functional.cross_entropy(
+        ...         model(**batch["inputs"]).logits, batch["labels"], reduction="none"
+        ...     )
+        ... )
+    """
+
+    function: Callable[[nn.Module, Any], Any]
+
+
+def per_example(
+    loss_fn: Callable[[Any, Any], Any] | ModelLoss,
+) -> PerExampleLoss | ModelLoss:
     """Return the loss with its reduction over the batch taken away.
 
     A mean divided by a batch-dependent count (class weights, padding) would let one record change
     the weight of all others; and on a batch of one, weights in a weighted mean cancel silently.
 
     Args:
-        loss_fn: A `torch.nn` criterion with any ``reduction``, or a callable
-            ``(output, target) -> losses [batch]``.
+        loss_fn: A `torch.nn` criterion with any ``reduction``, a callable
+            ``(output, target) -> losses [batch]``, or a `ModelLoss`.
 
     Raises:
         ModelError: A module whose reduction cannot be changed.
@@ -39,21 +64,59 @@ def per_example(loss_fn: Callable[[Any, Any], Tensor]) -> PerExampleLoss:
     return unreduced
 
 
-def require_per_example(losses: object) -> Tensor:
-    """Check the loss of one example and return it as a scalar.
+def losses_of(model: nn.Module, loss_fn: PerExampleLoss | ModelLoss, data: Any) -> Any:
+    """Run the model and its loss on a batch.
 
     Args:
-        losses: What the per-example loss gave for a batch of one; any trailing axes (tokens,
-            pixels) are summed: they belong to the example.
+        model: The model.
+        loss_fn: As `per_example` gives it.
+        data: ``(input, ..., target)``, or whatever a `ModelLoss` takes.
 
     Raises:
-        ModelError: It gave a scalar: it averages over the batch.
+        ModelError: The batch has another form.
     """
-    if not isinstance(losses, Tensor) or losses.ndim == 0 or losses.shape[0] != 1:
-        shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+    if isinstance(loss_fn, ModelLoss):
+        return loss_fn.function(model, data)
+    if not isinstance(data, list | tuple) or len(data) < 2:
         raise ModelError(
-            expected="one loss an example, shape [batch, ...]",
-            got=f"{shape} for a batch of one",
-            fix="use reduction='none', as in functools.partial(F.cross_entropy, reduction='none')",
+            expected="batches (input, ..., target) of tensors with one row an example",
+            got=type(data).__name__,
+            fix="give the loader a collate_fn that returns (inputs, targets), or pass "
+            "loss_fn=ModelLoss(lambda model, batch: ...)",
         )
-    return losses.sum()
+    *inputs, target = data
+    try:
+        output = model(*inputs)
+    except TypeError as error:
+        raise ModelError(
+            expected="batches (input, ..., target) with the inputs that the model takes",
+            got=f"{error} (from {len(inputs)} inputs and a target)",
+            fix="let the collate_fn return the model's own inputs and then the target",
+        ) from error
+    return loss_fn(output, target)
+
+
+def by_rows(losses: Any, rows: int) -> Tensor:
+    """Return one loss an example, ``[rows]``.
+
+    Args:
+        losses: Tensor, or several in lists, tuples and dicts, which are added up. Axes after the
+            first (tokens, pixels) are summed: they belong to the example; so do several entries a
+            row where the first axis is a multiple of the rows.
+        rows: Number of examples.
+
+    Raises:
+        ModelError: It is a scalar: it averages over the batch.
+    """
+    leaves = tree_leaves(losses)
+    for leaf in leaves or [losses]:
+        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] % rows:
+            shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise ModelError(
+                expected="one loss an example, shape [batch, ...]",
+                got=f"{shape} for a batch of {rows}",
+                fix="use reduction='none', as in functools.partial(F.cross_entropy, "
+                "reduction='none')",
+            )
+    wide = [leaf if leaf.dtype == torch.float64 else leaf.float() for leaf in leaves]
+    return torch.stack([leaf.reshape(rows, -1).sum(1) for leaf in wide]).sum(0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Float64, Int32, Integer
+from jaxtyping import Float, Int32, Integer
 
 from dither import _native
 from dither.errors import ConfigError
@@ -125,12 +125,48 @@ def encode_ready(
     return Encoded(message, int(saturated))
 
 
-def decode(message: Integer[np.ndarray, " size"], grid: Grid) -> Float64[np.ndarray, " size"]:
-    """Return the values of a message, or of a sum of messages, in units of the data."""
-    values = np.empty(message.size, np.float64)
-    with core_errors("a message of the wire's integers"):
-        _native.decode(kernels(), core_grid(grid), message, values)
+def decode(
+    message: Integer[np.ndarray, " size"],
+    grid: Grid,
+    *,
+    scale: float = 1.0,
+    out: Float[np.ndarray, " size"] | None = None,
+) -> Float[np.ndarray, " size"]:
+    """Return the values of a message, or of a sum of messages, in units of the data, times scale.
+
+    One pass. With a scale of 1 float64 is exact; else the product is rounded to float64 and then,
+    if asked, to float32, alike on every instruction set.
+
+    Args:
+        message: Of the grid's integers.
+        grid: The lattices.
+        scale: Public factor, as `check_scale` takes it.
+        out: Where the values go, float32 or float64; a new float64 array by default. Beyond
+            float32's range a value is infinite.
+
+    Raises:
+        ConfigError: Other integers, another size, or the scale or lattice is out of range.
+    """
+    factor = check_scale(scale)
+    values = np.empty(message.size) if out is None else core_array(out, ("float32", "float64"))
+    with core_errors("a message of the wire's integers and as many values"):
+        _native.decode(kernels(), core_grid(grid), message, values, factor)
     return values
+
+
+def check_scale(scale: float) -> float:
+    """Return a factor that values may be multiplied by.
+
+    Raises:
+        ConfigError: Zero, not finite, or so far from 1 that a product could leave float64's range.
+    """
+    if not 2.0**-400 <= abs(scale) <= 2.0**400:
+        raise ConfigError(
+            expected="a scale with a magnitude between 2^-400 and 2^400",
+            got=repr(scale),
+            fix="pass 1 / expected batch size, or leave it out",
+        )
+    return float(scale)
 
 
 def arguments(values: object, grid: Grid, out: object) -> tuple[np.ndarray, np.ndarray]:

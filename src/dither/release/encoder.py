@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 import numpy as np
-from jaxtyping import Float, Float64, Integer
+from jaxtyping import Float, Integer
 
 from dither.noise.codec import Encoded, decode
 from dither.noise.pool import Noise
@@ -37,6 +37,12 @@ class Encoder:
         """Return a message (in ``out``) with noise of the lattice's σ on every coordinate."""
         return self._noise.encode(values, self._lattice, out=out)
 
-    def decode(self, message: Integer[np.ndarray, " size"]) -> Float64[np.ndarray, " size"]:
-        """Return a (summed) message in units of the data."""
-        return decode(message, self._lattice)
+    def decode(
+        self,
+        message: Integer[np.ndarray, " size"],
+        *,
+        scale: float = 1.0,
+        out: Float[np.ndarray, " size"] | None = None,
+    ) -> Float[np.ndarray, " size"]:
+        """Return a (summed) message in units of the data, times a public scale: `codec.decode`."""
+        return decode(message, self._lattice, scale=scale, out=out)

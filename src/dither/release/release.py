@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from dither.errors import ReleaseError
@@ -21,7 +22,8 @@ class Released:
     """A noisy sum, safe to publish.
 
     Attributes:
-        tensors: Name → float64 tensor, shapes as in the bounded sum.
+        tensors: Name → dense tensor, shapes as in the bounded sum: the noisy sum times the scale.
+            Those of a chunk may share one memory.
         saturated: Coordinates clamped before noise. NOT released: for the operator only.
     """
 
@@ -34,6 +36,9 @@ def release_sum(
     account: Account,
     transport: Transport | None = None,
     noise: Noise | None = None,
+    *,
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float64,
 ) -> Released:
     """Release a sum with the noise its plan promises.
 
@@ -48,10 +53,14 @@ def release_sum(
         account: The run that pays.
         transport: Carries messages between ranks; one rank by default.
         noise: Fresh or from a pool; by default fresh, from a new key.
+        scale: Public factor of the released tensors, such as 1 / expected batch size. Not the
+            actual batch size, which is secret.
+        dtype: Of the released tensors, float32 or float64.
 
     Raises:
         SamplingError: The sample was used before or is not the plan's.
-        ConfigError: The sum was clipped to another bound than the plan's.
+        ConfigError: The sum was clipped to another bound than the plan's, or the scale or dtype
+            is none that can be had.
         BudgetExhaustedError: No step is left.
         ReleaseError: Noise or sample would not be secret while the account promises it, the trust
             needs masks, or the sum is broken.
@@ -61,7 +70,7 @@ def release_sum(
     source = noise or FreshNoise(Key())
     _require_protection(bounded, account, source)
     lattice = account.plan.bind(bounded.l2_clip, bounded.dimension, carrier.world_size)
-    encoder = ChunkEncoder(lattice, source)
+    encoder = ChunkEncoder(lattice, source, scale=scale, dtype=dtype)
     bounded.ticket.spend(account.plan)
     account.charge(account.plan.event)
     tensors: dict[str, Tensor] = {}
@@ -98,6 +107,8 @@ def _require_protection(bounded: BoundedSum, account: Account, source: Noise) ->
 def _release_chunk(
     chunk: Mapping[str, Tensor], encoder: ChunkEncoder, carrier: Transport
 ) -> tuple[dict[str, Tensor], int]:
+    if type(carrier) is Solo:
+        return encoder.alone(chunk)
     encoded = encoder.encode(chunk)
     return encoder.decode(carrier.all_reduce(encoded.message), chunk), encoded.saturated
 

@@ -5,28 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map
+from jaxtyping import Int64
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
-    default_collate,
 )
 
 from dither.errors import SamplingError
 from dither.privacy.ticket import SampleTicket
+from dither.sampling.gather import Collate, Gathered, gather_of
 from dither.sampling.poisson import PoissonSampler
-from dither.sampling.secret import SecretItems
-
-Collate = Callable[[list[Any]], Any]
 
 # Options of a user's loader that its Poisson twin keeps: how records are fetched, not which.
 _KEPT = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
@@ -57,11 +54,14 @@ class PoissonBatch:
 class PoissonLoader:
     """Iterates over Poisson batches of a map-style data set; one pass is ``len(self)`` batches.
 
-    Gathering is PyTorch's own `DataLoader`, so workers, pinning and collate functions work as
-    usual. Batches of zero records come as tensors of zero rows.
+    PyTorch's own `DataLoader` runs it, so workers, pinning and collate functions work as usual.
+    A `TensorDataset`, a record store's data set, or a `Subset` of either is gathered whole, with
+    no Python step per record; a collate function of the user's needs the items one by one.
+    Batches of zero records come as tensors of zero rows.
 
     Args:
-        dataset: Map-style data set (``__getitem__`` and ``__len__``).
+        dataset: Map-style data set (``__getitem__`` and ``__len__``), or one that
+            `dither.sampling.gather.GathersBatches`.
         sampler: Draws the rows.
         batches: Number of batches in one pass.
         collate: Merges a list of items; PyTorch's default when None.
@@ -80,8 +80,8 @@ class PoissonLoader:
         self.sampler = sampler
         self.batches = batches
         self._entropy = sampler.entropy.stream("augmentation")
-        self._dataset = SecretItems(dataset, self._entropy)
-        self._collate = _WithEmpty(collate or default_collate, dataset)
+        self._dataset = dataset
+        self._collate = collate
         self._options = dict(options or {})
 
     def __len__(self) -> int:
@@ -89,10 +89,11 @@ class PoissonLoader:
 
     def __iter__(self) -> Iterator[PoissonBatch]:
         drawn: deque[_Drawn] = deque()
+        gather = gather_of(self._dataset, self._collate, self._entropy)
         batches: DataLoader[Any] = DataLoader(
-            self._dataset,
+            Gathered(gather, self.sampler.records),
             batch_sampler=_Draws(self.sampler, self.batches, drawn),  # type: ignore[arg-type]
-            collate_fn=self._collate,
+            collate_fn=_as_gathered,
             generator=torch.Generator().manual_seed(self._entropy.seed()),  # of the workers
             **self._options,
         )
@@ -155,28 +156,17 @@ class _Draws:
         self._batches = batches
         self._drawn = drawn
 
-    def __iter__(self) -> Iterator[Sequence[int]]:
+    def __iter__(self) -> Iterator[Int64[np.ndarray, " batch"]]:
         for _ in range(self._batches):
             start = time.perf_counter()
             sample = self._sampler.draw()
             seconds = time.perf_counter() - start
             self._drawn.append(_Drawn(sample.ticket, sample.rows.size, seconds))
-            yield sample.rows.tolist()
+            yield sample.rows
 
     def __len__(self) -> int:
         return self._batches
 
 
-class _WithEmpty:
-    """A collate function that also knows the empty batch."""
-
-    def __init__(self, collate: Collate, dataset: Any) -> None:
-        self._collate = collate
-        self._dataset = dataset
-
-    def __call__(self, items: Any) -> Any:
-        if len(items):
-            return self._collate(items)
-        # Shapes and types of one record, none of its values.
-        one = self._collate([self._dataset[0]])
-        return tree_map(lambda leaf: leaf[:0] if isinstance(leaf, Tensor) else leaf, one)
+def _as_gathered(batch: Any) -> Any:
+    return batch

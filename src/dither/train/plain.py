@@ -7,8 +7,10 @@ from typing import final
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
-from dither.clipping.loss import PerExampleLoss
+from dither.clipping.gradients import Loss
+from dither.clipping.loss import losses_of
 from dither.sampling.loader import PoissonBatch
 
 
@@ -28,7 +30,7 @@ class PlainStep:
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        loss_fn: PerExampleLoss,
+        loss_fn: Loss,
         expected_batch_size: float,
     ) -> None:
         self.model = model
@@ -39,10 +41,10 @@ class PlainStep:
     def __call__(self, batch: PoissonBatch) -> dict[str, float]:
         """Make one step and return its time, in seconds, as the part ``optimizer``."""
         start = time.perf_counter()
-        *inputs, target = batch.data
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss_fn(self.model(*inputs), target).sum() / self._divisor
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses = tree_leaves(losses_of(self.model, self._loss_fn, batch.data))
+        loss = sum(part.sum() for part in losses) / self._divisor
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"optimizer": time.perf_counter() - start}

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dither.clipping.reference import NORM_EDGES
+from dither.clipping.clipping import NORM_EDGES
 from dither.config import TrainConfig
 from dither.data.store import RecordStore, Split
 from dither.errors import CheckpointError, OutputError

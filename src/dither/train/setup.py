@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from dither.clipping.arithmetic import required_slack
-from dither.clipping.loss import PerExampleLoss, per_example
+from dither.clipping.gradients import Loss
+from dither.clipping.loss import per_example
 from dither.clipping.validate import check_model
 from dither.config import TrainConfig
 from dither.data.build import Progress, cached_store
@@ -40,7 +40,7 @@ class Parts:
     split: Split
     model: nn.Module
     optimizer: Optimizer
-    loss_fn: PerExampleLoss
+    loss_fn: Loss
     entropy: Entropy
     ledger: Ledger
     account: Account | None
@@ -49,7 +49,7 @@ class Parts:
         """Return a loader of fresh Poisson batches of training records."""
         dataset = StoreDataset(self.store, self.split.train)
         sampler = PoissonSampler(len(dataset), rate, self.entropy.stream("sampling"))
-        return PoissonLoader(dataset, sampler, batches, collate=_as_gathered)
+        return PoissonLoader(dataset, sampler, batches)
 
 
 def open_store(config: TrainConfig, progress: Progress | None = None) -> RecordStore:
@@ -198,6 +198,3 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
         return torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     return torch.optim.SGD(model.parameters(), lr=config.learning_rate, momentum=config.momentum)
 
-
-def _as_gathered(batch: Any) -> Any:
-    return batch  # the store gathers whole batches

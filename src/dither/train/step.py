@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from dither.clipping.arithmetic import required_slack
-from dither.clipping.loss import PerExampleLoss
-from dither.clipping.reference import Clipping, Diagnostics, clipped_sum
+from dither.clipping.clipping import Clipping, Diagnostics
+from dither.clipping.engine import ClippingEngine
+from dither.clipping.gradients import Loss
 from dither.errors import ConfigError, ModelError, SamplingError
 from dither.noise.entropy import Entropy
 from dither.noise.pool import FreshNoise, Noise, NoisePool, PoolStats
@@ -78,7 +79,7 @@ class PrivateStep:
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        loss_fn: PerExampleLoss,
+        loss_fn: Loss,
         account: Account,
         entropy: Entropy,
         noise_pool: bool = False,
@@ -90,10 +91,13 @@ class PrivateStep:
         self.optimizer = optimizer
         self.account = account
         self.steps_made = 0
-        self._loss_fn = loss_fn
-        self._clipping = Clipping(
-            account.plan.l2_clip, max(1, round(account.plan.expected_batch_size))
+        self._dropout = entropy.stream("dropout")
+        clipping = Clipping(
+            account.plan.l2_clip,
+            relation=account.plan.relation,
+            expected_rows=max(1, round(account.plan.expected_batch_size)),
         )
+        self._engine = ClippingEngine(model, loss_fn, clipping, self._dropout)
         self._one_at_a_time = threading.Lock()
         self._noise = _noise(
             model,
@@ -102,7 +106,6 @@ class PrivateStep:
             ahead=noise_pool,
             ranks=transport.world_size if transport else 1,
         )
-        self._dropout = entropy.stream("dropout")
         self._transport = transport
 
     @property
@@ -146,18 +149,18 @@ class PrivateStep:
     def _step(self, batch: PoissonBatch) -> StepMetrics:
         start = time.perf_counter()
         check_rows(batch)
-        clipped = clipped_sum(
-            self.model,
-            self._loss_fn,
-            batch.data,
-            batch.ticket,
-            clipping=self._clipping,
-            entropy=self._dropout,
-        )
+        clipped = self._engine(batch.data, batch.ticket)
         after_clip = time.perf_counter()
-        released = release_sum(clipped.bounded, self.account, self._transport, self._noise)
+        released = release_sum(
+            clipped.bounded,
+            self.account,
+            self._transport,
+            self._noise,
+            scale=1.0 / self.plan.expected_batch_size,
+            dtype=gradient_dtype(self.model),
+        )
         after_release = time.perf_counter()
-        apply_gradient(self.model, self.optimizer, released.tensors, self.plan.expected_batch_size)
+        apply_gradient(self.model, self.optimizer, released.tensors)
         self.steps_made += 1
         seconds = {
             "clip": after_clip - start,
@@ -213,16 +216,23 @@ def check_slack(plan: Plan) -> None:
         )
 
 
-def apply_gradient(
-    model: nn.Module, optimizer: Optimizer, noisy_sum: Mapping[str, Tensor], divisor: float
-) -> None:
-    """Let the optimizer step on sum / divisor, and clear the gradients."""
+def apply_gradient(model: nn.Module, optimizer: Optimizer, gradients: Mapping[str, Tensor]) -> None:
+    """Let the optimizer step on released gradients, and clear them.
+
+    They become ``p.grad`` as they are, views of one memory; only those of another type are copied.
+    """
     optimizer.zero_grad(set_to_none=True)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parameter.grad = (noisy_sum[name] / divisor).to(parameter.dtype)
+            parameter.grad = gradients[name].to(parameter.dtype)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def gradient_dtype(model: nn.Module) -> torch.dtype:
+    """Return the type to release gradients in: float64 where a parameter has it, else float32."""
+    wide = any(p.dtype == torch.float64 for p in model.parameters() if p.requires_grad)
+    return torch.float64 if wide else torch.float32
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:

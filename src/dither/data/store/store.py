@@ -47,6 +47,7 @@ class RecordStore:
         self.manifest = manifest
         self._shards = tuple(shards)
         self._encoding = _Encoding(manifest.task)
+        self._code = arrow_schema(manifest.task).field("codes").type.value_type.to_pandas_dtype()
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = True) -> RecordStore:
@@ -161,16 +162,14 @@ class RecordStore:
                 yield from shard.keys.slice(start, 1 << 16).cast(pa.binary()).to_pylist()
 
     def _take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        kinds = arrow_schema(self.task)
-        code = kinds.field("codes").type.value_type.to_pandas_dtype()
         schema = self.task.schema
-        codes = np.empty((len(rows), len(schema.categorical)), dtype=code)
+        codes = np.empty((len(rows), len(schema.categorical)), dtype=self._code)
         values = np.empty((len(rows), len(schema.numeric)), dtype=np.float32)
         labels = np.empty(len(rows), dtype=np.uint8)
         for shard, where, local in self._located(rows):
-            codes[where] = shard.codes[local]
-            values[where] = shard.values[local]
-            labels[where] = shard.labels[local]
+            codes[where] = shard.codes.take(local, axis=0)  # for short rows faster than an index
+            values[where] = shard.values.take(local, axis=0)
+            labels[where] = shard.labels.take(local)
         return codes, values, labels
 
     def _located(self, rows: np.ndarray) -> Iterator[tuple[_Rows, np.ndarray | slice, np.ndarray]]:
@@ -185,6 +184,11 @@ class RecordStore:
             yield self._shards[0], slice(None), rows
             return
         owner, local = np.divmod(rows, self.manifest.shard_rows)
+        if (owner[1:] >= owner[:-1]).all():  # as samples come: each shard fills one stretch
+            ends = np.searchsorted(owner, np.arange(len(self._shards) + 1))
+            stretches = zip(self._shards, map(slice, ends[:-1], ends[1:]), strict=True)
+            yield from ((shard, where, local[where]) for shard, where in stretches)
+            return
         for index in np.unique(owner):
             where = np.flatnonzero(owner == index)
             yield self._shards[index], where, local[where]
@@ -244,7 +248,13 @@ class StoreDataset(Dataset[tuple[Tensor, Tensor]]):
         self, indices: list[int]
     ) -> tuple[Float[Tensor, "batch features"], Int64[Tensor, " batch"]]:
         """A whole batch, already stacked: use it with ``collate_fn=lambda batch: batch``."""
-        return self.store.gather(self.rows[np.asarray(indices, dtype=np.int64)])
+        return self.gather_batch(np.asarray(indices, dtype=np.int64))
+
+    def gather_batch(
+        self, rows: Int64[np.ndarray, " batch"]
+    ) -> tuple[Float[Tensor, "batch features"], Int64[Tensor, " batch"]]:
+        """A whole batch of the data set's rows, for `dither.sampling.loader.PoissonLoader`."""
+        return self.store.gather(self.rows[rows])
 
 
 def _map_shard(path: Path, shard: Shard, task: Task, verify: bool) -> _Rows:

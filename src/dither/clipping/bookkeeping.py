@@ -1,0 +1,146 @@
+"""Book-keeping: one forward, one backward without parameter gradients (Bu et al. 2210.00038)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dither.clipping.arithmetic import as_float
+from dither.clipping.capture import Capture, Tap, Target, check_unchanged, version_of
+from dither.clipping.forms import Dense, Form, combined
+from dither.clipping.gradients import Chunk, Gradients, Loss, eagerly, trainable
+from dither.clipping.loss import by_rows, losses_of
+from dither.clipping.rules import (  # noqa: F401 - they register themselves
+    attention,
+    broadcast,
+    convolution,
+    embedding,
+    linear,
+    normalization,
+    recurrent,
+)
+from dither.clipping.rules.generic import by_vmap
+from dither.clipping.rules.registry import EXPANDERS, RULES
+from dither.errors import ModelError
+
+
+def differentiate(model: nn.Module, loss_fn: Loss, chunk: Chunk) -> Gradients:
+    """Return the per-example gradients of a chunk, written out only where that is cheapest.
+
+    Each use of a parameter is seen as a function call with examples (`Capture`); the backward pass
+    gives the gradients of the outputs of those calls and of nothing else; rules tell how the
+    parameter's per-example gradients follow. Nothing is left on the parameters.
+
+    Args:
+        model: Its trainable parameters are differentiated.
+        loss_fn: Per-example loss.
+        chunk: The examples.
+
+    Raises:
+        UnsupportedError: A parameter is used in a way that cannot be split by example.
+        AmbiguousError: This number of rows hides where the examples are.
+        ModelError: Examples mix, or the loss gives no loss an example.
+    """
+    parameters = trainable(model)
+    watched = [*model.buffers(), *model.parameters()]
+    versions = [version_of(tensor) for tensor in watched]
+    capture = Capture(
+        parameters,
+        [tensor for tensor in watched if not tensor.requires_grad],
+        chunk.rows,
+        rules=RULES,
+        expanders=EXPANDERS,
+        default=by_vmap,
+    )
+    with torch.enable_grad(), eagerly(model), capture:
+        losses = by_rows(losses_of(model, loss_fn, chunk.data), chunk.rows)
+    if [version_of(tensor) for tensor in watched] != versions:
+        _refuse_updates(model, watched, versions)
+    gradients = _backward(losses, capture.taps)
+    check_unchanged(capture.taps)
+    with torch.no_grad(), torch.autocast(losses.device.type, enabled=False):
+        forms = _forms(capture.taps, gradients, parameters)
+    return Gradients(
+        forms=forms,
+        losses=losses.detach().double(),
+        signature=tuple(tap.signature for tap in capture.taps),
+        slow=tuple(capture.slow),
+        bytes=sum(form.bytes for form in forms.values()) + _activations(capture.taps),
+        constants=capture.constants(),
+    )
+
+
+def _backward(losses: Tensor, taps: list[Tap]) -> list[Tensor | None]:
+    if not taps or not losses.requires_grad:
+        return [None] * len(taps)
+    edges = [tap.edge for tap in taps]
+    try:
+        return list(torch.autograd.grad(losses.sum(), edges, allow_unused=True))
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ModelError(
+            expected="gradient checkpointing that leaves autograd its graph",
+            got="torch.utils.checkpoint with use_reentrant=True",
+            fix="pass use_reentrant=False",
+        ) from error
+
+
+def _forms(
+    taps: Iterable[Tap], gradients: list[Tensor | None], parameters: Mapping[str, Tensor]
+) -> dict[str, Form]:
+    found: defaultdict[str, list[Form]] = defaultdict(list)
+    for index, tap in enumerate(taps):
+        gradient, gradients[index] = gradients[index], None
+        if gradient is None:  # the loss does not depend on this use
+            continue
+        split = as_float(tap.layout.by_example(gradient))
+        for target, make in tap.makers:
+            for name, form in _by_parameter(target, make(split), parameters):
+                found[name].append(form)
+    return {name: combined(forms) for name, forms in found.items()}
+
+
+def _by_parameter(
+    target: Target, form: Form, parameters: Mapping[str, Tensor]
+) -> Iterable[tuple[str, Form]]:
+    """Carry the gradients of a tensor made of parameters back to them."""
+    if target.is_parameter:
+        return [(target.names[0], form)]
+    written = form.dense()
+    found = torch.autograd.grad(
+        target.tensor,
+        [parameters[name] for name in target.names],
+        written.view(-1, *target.tensor.shape).to(target.tensor.dtype),
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=True,
+    )
+    return [
+        (name, Dense(as_float(gradient).flatten(1)))
+        for name, gradient in zip(target.names, found, strict=True)
+        if gradient is not None
+    ]
+
+
+def _activations(taps: list[Tap]) -> int:
+    """Return about how much the graph holds: inputs, and as much again between them."""
+    return 2 * sum(tensor.nbytes for tap in taps for tensor, _ in tap.inputs)
+
+
+def _refuse_updates(model: nn.Module, watched: list[Tensor], versions: list[int]) -> None:
+    changed = {
+        id(tensor)
+        for tensor, version in zip(watched, versions, strict=True)
+        if version_of(tensor) != version
+    }
+    named = [*model.named_buffers(), *model.named_parameters()]
+    names = [name for name, tensor in named if id(tensor) in changed]
+    raise ModelError(
+        expected="no buffers or parameters that records update",
+        got=f"a forward pass that changes {', '.join(names[:3])}",
+        fix="update them outside of forward, from released or public values",
+    )

@@ -1,0 +1,274 @@
+"""A model and a batch to a sum of clipped per-example gradients."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from dither.clipping import bookkeeping, check, reference
+from dither.clipping.arithmetic import countable, needs_exact_sums, required_slack
+from dither.clipping.batches import Batch, as_batch, chunk_rows, chunks, with_row
+from dither.clipping.clipping import ClippedSum, Clipping, diagnose
+from dither.clipping.gradients import Chunk, Gradients, Loss, squared_norms, trainable
+from dither.clipping.leaks import check_nothing_new, kept_tensors
+from dither.clipping.sums import Sum
+from dither.clipping.unsupported import AmbiguousError, UnsupportedError
+from dither.errors import DitherWarning
+from dither.noise.entropy import Entropy
+from dither.privacy.events import Relation
+from dither.privacy.ticket import SampleTicket
+from dither.release.bounded_sum import BoundedSum
+
+Method = Literal["bookkeeping", "reference"]
+
+# What one chunk may take by default: beyond it, larger chunks are not faster (dither bench clip).
+_WORKING_SET = 1 << 26
+_TRIAL = 4  # rows of the chunk that is checked against each example alone
+_AMBIGUITIES = 8
+
+
+def clipped_sum(
+    model: nn.Module,
+    loss_fn: Loss,
+    data: Any,
+    ticket: SampleTicket,
+    *,
+    clipping: Clipping,
+    entropy: Entropy,
+    method: Method = "bookkeeping",
+) -> ClippedSum:
+    """Sum the clipped per-example gradients of a batch: see `ClippingEngine`, used once."""
+    return ClippingEngine(model, loss_fn, clipping, entropy, method=method)(data, ticket)
+
+
+@final
+class ClippingEngine:
+    """Sums clipped per-example gradients (Abadi et al. 1607.00133, Algorithm 1).
+
+    Sensitivity: a contribution g·factor depends on no other example and has norm at most C, the
+    norm being that of what is summed, rounding bounds included; a gradient that is not finite
+    counts as zero, also in the product. One record more or less hence moves the sum by at most C
+    in exact arithmetic, and by `required_slack` more as computed. Dropout and the like draw fresh
+    entropy each call, or one record's absence would shift everyone else's masks (PRIVACY-REVIEW
+    A5). Independence is shown, not assumed: the first batch of each shape is compared with each
+    example alone and with other examples beside it.
+
+    What book-keeping cannot split goes through `torch.func`, with one warning.
+
+    Args:
+        model: Its trainable parameters are differentiated; nothing is left on them.
+        loss_fn: ``(output, target) -> losses``, as `per_example` gives it, or a `ModelLoss`.
+        clipping: Bound, style and memory.
+        entropy: Seeds dropout.
+        method: ``reference`` is the slow oracle.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Loss,
+        clipping: Clipping,
+        entropy: Entropy,
+        *,
+        method: Method = "bookkeeping",
+    ) -> None:
+        self.model = model
+        self.clipping = clipping
+        self.method = method
+        self._loss_fn = loss_fn
+        self._entropy = entropy
+        self._exact = needs_exact_sums(clipping.relation)
+        self._row_bytes: dict[tuple[object, ...], int] = {}
+        self._shown: set[tuple[object, ...]] = set()
+        self._ambiguous: set[int] = set()
+
+    def __call__(self, data: Any, ticket: SampleTicket) -> ClippedSum:
+        """Sum over a batch.
+
+        Args:
+            data: ``(input, ..., target)``, tensors with the same first axis; zero rows are fine.
+            ticket: How the batch was sampled.
+
+        Returns:
+            The sum over all trainable parameters, float64, zeros where the batch is empty; tables
+            of which few rows were touched as coalesced sparse tensors.
+
+        Raises:
+            ModelError: The batch, the model or the loss cannot be taken example by example.
+        """
+        parameters = trainable(self.model)
+        sums = {name: Sum(p.detach(), exact=self._exact) for name, p in parameters.items()}
+        losses, norms = [], []
+        for chunk, gradients in self._gradients(as_batch(data)):
+            losses.append(gradients.losses[: chunk.real])
+            norms.append(self._add(gradients, chunk, sums))
+        bounded = BoundedSum(
+            chunks=({name: total.result() for name, total in sums.items()},),
+            dimension=sum(p.numel() for p in parameters.values()),
+            l2_clip=self.clipping.l2_clip,
+            ticket=ticket,
+            slack=self._slack(),
+        )
+        return ClippedSum(bounded, diagnose(losses, norms, self.clipping.l2_clip))
+
+    def norms(self, data: Any) -> Float64[Tensor, " rows"]:
+        """Return the gradient norms of a batch; infinite where an example is left out.
+
+        They depend on records without noise: only a charged release may leave.
+        """
+        found = [torch.empty(0, dtype=torch.float64)]
+        for chunk, gradients in self._gradients(as_batch(data)):
+            found.append(self._measure(gradients)[0][: chunk.real])
+        return torch.cat(found)
+
+    def _slack(self) -> dict[Relation, float]:
+        rows = float(self.clipping.expected_rows)
+        return {
+            relation: math.inf
+            if needs_exact_sums(relation) and not self._exact
+            else required_slack(relation, rows)
+            for relation in Relation
+        }
+
+    def _gradients(self, batch: Batch) -> Iterator[tuple[Chunk, Gradients]]:
+        if not batch.rows:
+            return
+        with _secret_generators(batch.device, self._entropy.seed()):
+            if batch.shape not in self._row_bytes:
+                self._row_bytes[batch.shape] = self._learn(batch)
+            for chunk in chunks(batch, self._rows(batch)):
+                yield chunk, self._differentiate(chunk, batch)
+
+    def _rows(self, batch: Batch) -> int:
+        """Return the rows of a chunk; they depend on shapes alone."""
+        clipping = self.clipping
+        limit = clipping.memory_limit or _WORKING_SET
+        most = clipping.microbatch_size or max(1, limit // self._row_bytes[batch.shape])
+        most = min(most, clipping.expected_rows + clipping.expected_rows // 4 + _TRIAL)
+        rows = chunk_rows(batch.rows, most, fixed=self._exact)
+        while rows in self._ambiguous:
+            rows += 1
+        return rows
+
+    def _differentiate(self, chunk: Chunk, batch: Batch) -> Gradients:
+        if self.method == "bookkeeping":
+            try:
+                gradients = self._keep_books(chunk)
+                self._require_shown(gradients, chunk, batch)
+            except UnsupportedError as why:
+                self._fall_back(str(why))
+            else:
+                return gradients
+        return reference.differentiate(self.model, self._loss_fn, chunk)
+
+    def _require_shown(self, gradients: Gradients, chunk: Chunk, batch: Batch) -> None:
+        """Check anew where parameters meet examples in another way than before."""
+        if gradients.signature not in self._shown:
+            self._check(batch, min(chunk.rows, _TRIAL))
+        if gradients.signature not in self._shown:
+            raise UnsupportedError("its course depends on the examples")
+
+    def _keep_books(self, chunk: Chunk) -> Gradients:
+        """Run book-keeping; where a chunk's size hides its examples, with rows added."""
+        tried = chunk
+        for _ in range(_AMBIGUITIES):
+            try:
+                return bookkeeping.differentiate(self.model, self._loss_fn, tried)
+            except AmbiguousError as found:
+                self._ambiguous.add(found.rows)
+                tried = with_row(tried)
+        raise UnsupportedError("its axes cannot be told apart")
+
+    def _learn(self, batch: Batch) -> int:
+        """Check book-keeping on the first examples of a batch; return bytes an example takes."""
+        if self.method == "bookkeeping":
+            try:
+                return self._check(batch, _TRIAL)
+            except UnsupportedError as why:
+                self._fall_back(str(why))
+        return sum(p.nbytes for p in trainable(self.model).values())
+
+    def _check(self, batch: Batch, rows: int) -> int:
+        trial = batch.chunk(0, rows, rows)
+        with check.NoRandomness():
+            kept = kept_tensors(self.model, self._loss_fn)
+            gradients = self._keep_books(trial)
+            now = kept_tensors(self.model, self._loss_fn)
+            check_nothing_new(kept, now, gradients.constants)
+            others = self._keep_books(check.with_other_examples(trial))
+            alone = check.each_alone(self.model, self._loss_fn, batch, rows)
+        check.check_no_mixing(gradients, others, len(alone))
+        wrong = check.disagreement(gradients, alone)
+        if wrong is not None:
+            raise UnsupportedError(f"book-keeping and plain autograd disagree at '{wrong}'")
+        self._shown.add(gradients.signature)
+        self._warn_of_slow(gradients)
+        return max(1, gradients.bytes // gradients.losses.shape[0])
+
+    def _measure(self, gradients: Gradients) -> tuple[Tensor, dict[str, Tensor]]:
+        squares = squared_norms(gradients, trainable(self.model))
+        total = torch.stack(list(squares.values())).sum(0)
+        finite = countable(total, gradients.losses)
+        return torch.where(finite, total.sqrt(), torch.inf), squares
+
+    def _add(self, gradients: Gradients, chunk: Chunk, sums: dict[str, Sum]) -> Tensor:
+        """Add the clipped sum of a chunk; return the norms of its real examples."""
+        with torch.no_grad(), torch.autocast(gradients.losses.device.type, enabled=False):
+            length, squares = self._measure(gradients)
+            finite = torch.isfinite(length)
+            counted = finite & (torch.arange(length.shape[0], device=finite.device) < chunk.real)
+            wanted = self.clipping.style.factors(squares, self.clipping.l2_clip)
+            distinct = {id(factor): factor for factor in wanted.values()}
+            kept = {key: torch.where(counted, one, 0.0) for key, one in distinct.items()}
+            clean = bool(finite.all())
+            for name in list(gradients.forms):
+                form = gradients.forms.pop(name)
+                whole = form if clean else form.masked(finite)
+                whole.add_to(sums[name], kept[id(wanted[name])])
+        return length[: chunk.real]
+
+    def _warn_of_slow(self, gradients: Gradients) -> None:
+        for function, names in sorted(set(gradients.slow)):
+            parameters = trainable(self.model)
+            size = sum(parameters[name].numel() for name in names)
+            _warn(
+                f"no rule for {function}, used with '{', '.join(names)}': torch.func computes it "
+                f"again and writes out {size} numbers an example; dither.register_rule gives it a "
+                "rule of its own"
+            )
+
+    def _fall_back(self, why: str) -> None:
+        self.method = "reference"
+        size = sum(p.numel() for p in trainable(self.model).values())
+        _warn(
+            f"book-keeping cannot take {type(self.model).__name__}: {why}. All its per-example "
+            f"gradients come from torch.func instead: {size} numbers an example are written out, "
+            "and a step takes several to many times as long"
+        )
+
+
+@contextmanager
+def _secret_generators(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's generators for a while: a user's seed must not decide dropout."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, DitherWarning, stacklevel=2)

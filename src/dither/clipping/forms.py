@@ -1,0 +1,250 @@
+"""What is known of the per-example gradients of one parameter: enough for norms and sums.
+
+A gradient need not be written out to be measured and summed. Every form gives squared norms that
+are upper bounds, rounding included, and adds a weighted sum to a float64 total.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from dither.clipping.arithmetic import (
+    LARGEST_NORM,
+    exact_squared_norms,
+    squared_norms,
+    weighted_products,
+    weighted_rows,
+)
+from dither.clipping.sums import Sum
+
+Mask = Bool[Tensor, " rows"]
+
+
+@runtime_checkable
+class Form(Protocol):
+    """Per-example gradients of one parameter."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        ...
+
+    def squared_norms(self) -> Float64[Tensor, " rows"]:
+        """Return an upper bound of each example's squared norm, as near as rounding allows."""
+        ...
+
+    def masked(self, counted: Mask) -> Form:
+        """Return the form with zeros in place of the examples that do not count."""
+        ...
+
+    def add_to(self, total: Sum, factors: Float64[Tensor, " rows"]) -> None:
+        """Add the weighted sum over examples."""
+        ...
+
+    def dense(self) -> Float[Tensor, "rows size"]:
+        """Return the gradients written out."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Dense:
+    """Gradients written out, ``[rows, size]``.
+
+    What is measured is what is summed, so an example's own rounding does not count.
+    """
+
+    gradient: Float[Tensor, "rows size"]
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return self.gradient.nbytes
+
+    def squared_norms(self) -> Float64[Tensor, " rows"]:
+        """Return squared norms."""
+        return squared_norms(self.gradient)
+
+    def masked(self, counted: Mask) -> Form:
+        """Return zeros where nothing counts."""
+        return Dense(torch.where(counted[:, None], self.gradient, 0.0))
+
+    def add_to(self, total: Sum, factors: Float64[Tensor, " rows"]) -> None:
+        """Add the weighted sum."""
+        for part in weighted_rows(self.gradient, factors, exact=total.exact):
+            total.add(part)
+
+    def dense(self) -> Float[Tensor, "rows size"]:
+        """Return the gradients."""
+        return self.gradient
+
+
+@final
+@dataclass(frozen=True)
+class Outer:
+    """One product an example: g = l rᵀ, so ‖g‖ = ‖l‖·‖r‖ (Goodfellow 1510.01799).
+
+    Attributes:
+        left: ``[rows, m]``.
+        right: ``[rows, n]``; the parameter is ``[m, n]``.
+    """
+
+    left: Float[Tensor, "rows m"]
+    right: Float[Tensor, "rows n"]
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return self.left.nbytes + self.right.nbytes
+
+    def squared_norms(self) -> Float64[Tensor, " rows"]:
+        """Return ‖l‖²·‖r‖², infinite where a factor is beyond float32's safe range."""
+        left, right = exact_squared_norms(self.left), exact_squared_norms(self.right)
+        safe = torch.maximum(left, right) <= LARGEST_NORM**2  # false for NaN
+        return torch.where(safe, left * right, torch.inf)
+
+    def masked(self, counted: Mask) -> Form:
+        """Return zeros in both factors: 0·NaN is NaN."""
+        keep = counted[:, None]
+        return Outer(torch.where(keep, self.left, 0.0), torch.where(keep, self.right, 0.0))
+
+    def add_to(self, total: Sum, factors: Float64[Tensor, " rows"]) -> None:
+        """Add Σ c_i·l_i r_iᵀ: the one weighted product of book-keeping (Bu et al. 2210.00038)."""
+        for part in weighted_products(self.left, self.right, factors, exact=total.exact):
+            total.add(part)
+
+    def dense(self) -> Float[Tensor, "rows size"]:
+        """Return l rᵀ."""
+        return (self.left[:, :, None] * self.right[:, None, :]).flatten(1)
+
+
+@final
+@dataclass(frozen=True)
+class Ghost:
+    """A product over time, g = Σ_t l_t r_tᵀ, measured without being written out.
+
+    ‖g‖² = Σ_ts (l_t·l_s)(r_t·r_s) (Li et al. 2110.05679). Gram entries round by n·u each, and the
+    products that are summed later by T·u, both relative to A = Σ_t ‖l_t‖‖r_t‖, which may be far
+    above ‖g‖ where terms cancel (PRIVACY-REVIEW A4); both bounds are added to the norm.
+
+    Attributes:
+        left: ``[rows, time, m]``.
+        right: ``[rows, time, n]``; the parameter is ``[m, n]``.
+    """
+
+    left: Float[Tensor, "rows time m"]
+    right: Float[Tensor, "rows time n"]
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return self.left.nbytes + self.right.nbytes
+
+    def squared_norms(self) -> Float64[Tensor, " rows"]:
+        """Return squared norms with their error bounds added."""
+        left, right = (torch.bmm(x, x.transpose(1, 2)).double() for x in (self.left, self.right))
+        squares = (left * right).sum((1, 2)).clamp(min=0.0)
+        lengths = left.diagonal(dim1=1, dim2=2) * right.diagonal(dim1=1, dim2=2)
+        mass = lengths.clamp(min=0.0).sqrt().sum(1)
+        unit = torch.finfo(self.left.dtype).eps / 2.0
+        terms = self.left.shape[2] + self.right.shape[2] + 4
+        bound = (squares + 2.0 * terms * unit * mass.square()).sqrt()
+        total = (bound + 2.0 * (self.left.shape[1] + 2) * unit * mass).square()
+        safe = torch.maximum(left.abs().amax((1, 2)), right.abs().amax((1, 2))) <= LARGEST_NORM**2
+        return torch.where(safe, total, torch.inf)
+
+    def masked(self, counted: Mask) -> Form:
+        """Return zeros in both factors."""
+        keep = counted[:, None, None]
+        return Ghost(torch.where(keep, self.left, 0.0), torch.where(keep, self.right, 0.0))
+
+    def add_to(self, total: Sum, factors: Float64[Tensor, " rows"]) -> None:
+        """Add Σ_i c_i·g_i, one example's product after the other: terms of two never mix."""
+        product = self.left.new_empty(self.left.shape[2], self.right.shape[2])
+        for left, right, factor in zip(self.left, self.right, factors, strict=True):
+            total.add(torch.mm(left.t(), right, out=product).double().mul_(factor))
+
+    def dense(self) -> Float[Tensor, "rows size"]:
+        """Return the products over time."""
+        return torch.bmm(self.left.transpose(1, 2), self.right).flatten(1)
+
+
+@final
+@dataclass(frozen=True)
+class Rows:
+    """Gradients that touch few rows of a table: entry e adds ``values[e]`` to one row.
+
+    Attributes:
+        examples: Example of each entry, ascending.
+        places: Row of the table.
+        values: ``[entries, width]``; an example has at most one entry a row.
+        count: Number of examples.
+        height: Number of rows of the table.
+    """
+
+    examples: Int64[Tensor, " entries"]
+    places: Int64[Tensor, " entries"]
+    values: Float[Tensor, "entries width"]
+    count: int
+    height: int
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return self.values.nbytes + self.examples.nbytes + self.places.nbytes
+
+    def squared_norms(self) -> Float64[Tensor, " rows"]:
+        """Return squared norms."""
+        squares = torch.zeros(self.count, dtype=torch.float64, device=self.values.device)
+        return squares.index_add_(0, self.examples, squared_norms(self.values))
+
+    def masked(self, counted: Mask) -> Form:
+        """Return zeros where nothing counts."""
+        keep = counted[self.examples][:, None]
+        values = torch.where(keep, self.values, 0.0)
+        return Rows(self.examples, self.places, values, self.count, self.height)
+
+    def add_to(self, total: Sum, factors: Float64[Tensor, " rows"]) -> None:
+        """Add weighted entries; all in float64."""
+        total.add_rows(self.places, self.values.double() * factors[self.examples][:, None])
+
+    def dense(self) -> Float[Tensor, "rows size"]:
+        """Return whole tables, one an example."""
+        width = self.values.shape[1]
+        flat = self.values.new_zeros(self.count * self.height, width)
+        flat[self.examples * self.height + self.places] = self.values
+        return flat.view(self.count, self.height * width)
+
+
+# Beyond this size of one example's gradient, writing it out costs more than measuring it twice.
+_WRITTEN_OUT = 1 << 23
+
+
+def over_time(left: Float[Tensor, "rows time m"], right: Float[Tensor, "rows time n"]) -> Form:
+    """Return the cheapest form of g = Σ_t l_t r_tᵀ.
+
+    Without a time axis one product; else written out, which costs T·m·n and makes the later sum
+    cheap, unless the gradient is huge and time short, when Gram matrices cost T²·(m + n) and spare
+    its memory. `dither bench clip` measures both. The choice depends on shapes alone.
+    """
+    time, m, n = left.shape[1], left.shape[2], right.shape[2]
+    if time == 1:
+        return Outer(left[:, 0], right[:, 0])
+    if 4 * m * n <= _WRITTEN_OUT or time * (m + n) > m * n:
+        return Dense(Ghost(left, right).dense())
+    return Ghost(left, right)
+
+
+def combined(forms: list[Form]) -> Form:
+    """Return the sum of several uses of one parameter: norms of parts do not add up."""
+    if len(forms) == 1:
+        return forms[0]
+    total = forms[0].dense()
+    for form in forms[1:]:
+        total = total + form.dense()
+    return Dense(total)

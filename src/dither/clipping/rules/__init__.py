@@ -1,0 +1,1 @@
+"""How the per-example gradients of each function follow from its input and output gradient."""

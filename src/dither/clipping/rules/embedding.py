@@ -1,0 +1,121 @@
+"""Embedding tables: per-example gradients touch few rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dither.clipping.capture import Call, Capture
+from dither.clipping.forms import Dense, Form, Rows
+from dither.clipping.layout import find_layout
+from dither.clipping.rules.common import steps
+from dither.clipping.rules.generic import by_vmap
+from dither.clipping.rules.registry import register_expander, register_rule
+from dither.errors import ModelError
+
+
+@register_rule(F.embedding)
+def embedding(capture: Capture, call: Call) -> Tensor:
+    """The gradient of row v is the sum of b_t over the times t whose token is v."""
+    given = call.bound()
+    tokens, weight = given["input"], given["weight"]
+    _refuse_mixing("Embedding", given)
+    if capture.target(weight) is None:
+        return by_vmap(capture, call)
+    output: Tensor = F.embedding(tokens, weight, given["padding_idx"])
+    layout = find_layout(output.shape[:-1], capture.rows)
+    skip = _index(given["padding_idx"], weight)
+
+    def make(gradient: Tensor) -> Form:
+        places = layout.by_example(tokens).reshape(gradient.shape[0], -1)
+        return grouped_rows(places, steps(gradient), weight.shape[0], skip)
+
+    return capture.tap(call, output, layout, [(capture.target(weight), make)], inputs=[tokens])
+
+
+@register_expander(F.embedding)
+def constant_places(capture: Capture, call: Call) -> Tensor | None:
+    """Record a look-up of the same places for each example, as positions often are."""
+    tokens = call.bound()["input"]
+    if tokens.ndim < 2 or tokens.shape[0] != capture.rows or capture.rows == 1:
+        return None
+    return embedding(capture, call)  # type: ignore[no-any-return]
+
+
+@register_rule(F.embedding_bag)
+def embedding_bag(capture: Capture, call: Call) -> Tensor:
+    """Row v gets b times its weight in the bag."""
+    given = call.bound()
+    tokens, weight = given["input"], given["weight"]
+    _refuse_mixing("EmbeddingBag", given)
+    scales = given["per_sample_weights"]
+    if tokens.ndim != 2 or given["mode"] == "max" or capture.target(weight) is None:
+        return by_vmap(capture, call)
+    output: Tensor = F.embedding_bag(
+        tokens,
+        weight,
+        mode=given["mode"],
+        per_sample_weights=scales,
+        padding_idx=given["padding_idx"],
+    )
+    layout = find_layout(output.shape[:1], capture.rows)
+    skip = _index(given["padding_idx"], weight)
+
+    def make(gradient: Tensor) -> Form:
+        shares = torch.ones_like(tokens, dtype=gradient.dtype) if scales is None else scales
+        shares = shares.detach().to(gradient.dtype)
+        if skip is not None:
+            shares = torch.where(tokens == skip, 0.0, shares)
+        if given["mode"] == "mean":
+            counts = (tokens != skip).sum(1) if skip is not None else tokens.shape[1]
+            shares = shares / torch.as_tensor(counts).clamp(min=1).reshape(-1, 1)
+        flat = steps(gradient)
+        values = layout.by_example(shares)
+        spread = flat if values.ndim == 3 else flat[:, 0:1]
+        bags = values.reshape(flat.shape[0], spread.shape[1], -1)[..., None] * spread[:, :, None]
+        places = layout.by_example(tokens).reshape(flat.shape[0], -1)
+        return grouped_rows(places, bags.flatten(1, 2), weight.shape[0], skip)
+
+    makers = [(capture.target(weight), make)]
+    return capture.tap(call, output, layout, makers, inputs=[tokens])
+
+
+def grouped_rows(places: Tensor, values: Tensor, height: int, skip: int | None) -> Form:
+    """Return rows with equal places of one example added up.
+
+    Args:
+        places: Row of the table, ``[rows, entries]``.
+        values: ``[rows, entries, width]``.
+        height: Rows of the table.
+        skip: Row that gets no gradient, as padding does.
+    """
+    rows, width = values.shape[0], values.shape[2]
+    if places.shape[1] == 0 or rows == 0:
+        return Dense(values.new_zeros(rows, height * width))
+    owner = torch.arange(rows, device=places.device)[:, None] * height
+    keys, inverse = torch.unique((places + owner).reshape(-1), return_inverse=True)
+    flat = values.reshape(-1, width)
+    if skip is not None:
+        flat = torch.where((places == skip).reshape(-1, 1), 0.0, flat)
+    found = flat.new_zeros(keys.shape[0], width).index_add_(0, inverse, flat)
+    return Rows(keys // height, keys % height, found, rows, height)
+
+
+def _index(padding: int | None, weight: Tensor) -> int | None:
+    return padding + weight.shape[0] if padding is not None and padding < 0 else padding
+
+
+def _refuse_mixing(name: str, given: dict[str, Any]) -> None:
+    for option, why in (
+        ("scale_grad_by_freq", "divides by how often a token is in the whole batch"),
+        ("max_norm", "rewrites the rows that the batch looks up"),
+    ):
+        if given[option]:
+            raise ModelError(
+                expected="layers that treat every example by itself",
+                got=f"{name} with {option}, which {why}",
+                fix=f"leave {option} out",
+            )
