@@ -12,7 +12,12 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "codec.h"
 #include "lattice.h"
@@ -42,8 +47,17 @@ static size_t pages(const dither_pool *pool) {
     return pool->blocks * BLOCK * sizeof(int32_t) + sizeof(dither_owner);
 }
 
+/* Noise ahead is worth idle time only: a compute thread that must wait for this one's time slice
+ * would hold up all threads of its barrier. Where nothing is idle, draws are made in place. */
+static void yield_to_others(void) {
+#ifdef __linux__
+    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 19); /* Linux: of the thread alone */
+#endif
+}
+
 static void *produce(void *argument) {
     dither_pool *pool = argument;
+    yield_to_others();
     pthread_mutex_lock(&pool->lock);
     for (;;) {
         while (!pool->stop && pool->head - pool->tail >= pool->blocks)

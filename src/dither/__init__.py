@@ -26,6 +26,7 @@ _PUBLIC = {
     "Flat": "dither.clipping.styles",
     "PerLayer": "dither.clipping.styles",
     "Automatic": "dither.clipping.styles",
+    "AdaptiveClip": "dither.train.adaptive",
     "ModelLoss": "dither.clipping.loss",
     "clipped_sum": "dither.clipping.engine",
     "ClippingEngine": "dither.clipping.engine",

@@ -29,6 +29,12 @@ class TrainConfig:
         steps: Number of private steps.
         batch_size: Expected batch size; every record joins a batch independently.
         l2_clip: Bound on the L2 norm of one record's gradient.
+        clipping: How gradients become shorter: flat cuts at the bound, automatic normalises, and
+            per_layer gives every layer a part of the bound. adaptive moves the bound after a noisy
+            quantile of the norms, which --epsilon covers too. The others change no ε.
+        clip_quantile: Share of gradients that adaptive clipping leaves whole.
+        microbatch_size: Records that pass through the model at a time. Changes speed only.
+        memory_limit: MiB that one such pass may take, about. Changes speed only.
         noise_multiplier: Noise over sensitivity, instead of --epsilon, which then follows.
         relation: When two data sets count as neighbours.
         declared_records: Public number of training records; needed under add_remove.
@@ -63,6 +69,10 @@ class TrainConfig:
     steps: int = 1000
     batch_size: int = 4096
     l2_clip: float = 1.0
+    clipping: Literal["flat", "automatic", "per_layer", "adaptive"] = "flat"
+    clip_quantile: float = 0.5
+    microbatch_size: int | None = None
+    memory_limit: int | None = None
     noise_multiplier: float | None = None
     relation: Literal["zero_out", "add_remove", "replace_one"] = "zero_out"
     declared_records: int | None = None
@@ -119,6 +129,12 @@ class TrainConfig:
                 got=f"{self.relation} with declared records {self.declared_records}",
                 fix="under add_remove n itself is private: declare a public one; else leave it out",
             )
+        if self.clipping == "adaptive" and self.relation == "add_remove":
+            raise ConfigError(
+                expected="--clipping flat, automatic or per_layer under --relation add_remove",
+                got="adaptive, whose count of gradients could jump by rounding there",
+                fix="use one of these, or --relation zero_out",
+            )
 
     def _check_promise(self) -> None:
         budget, noise = self.epsilon, self.noise_multiplier
@@ -146,7 +162,15 @@ class TrainConfig:
             )
 
     def _check_ranges(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every", "lease", "threads"):
+        for name in (
+            "steps",
+            "batch_size",
+            "checkpoint_every",
+            "lease",
+            "threads",
+            "microbatch_size",
+            "memory_limit",
+        ):
             value = getattr(self, name)
             _require(value is None or 1 <= value <= 10**8, f"--{name} in [1, 1e8]", value)
         for name in ("seed", "insecure_seed"):
@@ -160,6 +184,7 @@ class TrainConfig:
             _require(0.0 < value < float("inf"), f"a finite --{name} above 0", value)
         _require(0.0 < self.delta < 1.0, "a --delta in (0, 1)", self.delta)
         _require(0.0 <= self.momentum < 1.0, "a --momentum in [0, 1)", self.momentum)
+        _require(0.0 < self.clip_quantile < 1.0, "a --clip_quantile in (0, 1)", self.clip_quantile)
         _require(0.0 < self.test_fraction < 1.0, "a --test_fraction in (0, 1)", self.test_fraction)
         _require(
             all(1 <= width <= 2**16 for width in self.hidden),

@@ -10,21 +10,32 @@ from dither.clipping.arithmetic import (
     LARGEST_NORM,
     ROWS,
     countable,
+    lengths,
     required_slack,
-    squared_norms,
-    weighted_products,
     weighted_rows,
 )
+from dither.clipping.forms import Dense, Outer
+from dither.clipping.sums import Sum, Workspace
 from dither.privacy.events import Relation
 
 STAYS = [Relation.ZERO_OUT, Relation.REPLACE_ONE]
 
 
-def in_float64(parts: object) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64)
-    for part in parts:  # type: ignore[attr-defined]
-        total = total + part.double()
-    return total
+def total_of(gradient: Tensor, factors: Tensor, *, exact: bool) -> Tensor:
+    total = Sum(torch.empty(gradient.shape[1]), Workspace(), exact=exact)
+    Dense(gradient).add_to(total, factors)
+    return total.result().double()
+
+
+def blocks_of(gradient: Tensor, factors: Tensor) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def block(rows: int, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, float]:
+        found.append(like.new_empty(shape))
+        return found[-1], 0.0
+
+    assert not list(weighted_rows(gradient, factors, exact=False, block=block))
+    return found
 
 
 @pytest.mark.parametrize("relation", Relation)
@@ -43,7 +54,7 @@ def crafted(rows: int) -> Tensor:
 @pytest.mark.parametrize("relation", STAYS)
 def test_crafted_rows_in_one_block_stay_within_the_bound(relation: Relation) -> None:
     gradient = crafted(ROWS)
-    (found,) = weighted_rows(gradient, torch.ones(ROWS, dtype=torch.float64), exact=False)
+    (found,) = blocks_of(gradient, torch.ones(ROWS, dtype=torch.float64))
     error = float((found - gradient.double().sum(0)).norm()) / 32.0  # each row's norm is 32 at most
     assert 0.0 < error <= required_slack(relation, 4096) / 2
 
@@ -52,9 +63,9 @@ def test_a_block_does_not_disturb_another() -> None:
     """Under zero_out the slack covers one block: a change in one must not reach the next."""
     gradient = torch.randn(4 * ROWS, 1 << 10)
     factors = torch.rand(4 * ROWS, dtype=torch.float64)
-    before = [part.clone() for part in weighted_rows(gradient, factors, exact=False)]
+    before = blocks_of(gradient, factors)
     gradient[ROWS + 3] = 0.0
-    after = [part.clone() for part in weighted_rows(gradient, factors, exact=False)]
+    after = blocks_of(gradient, factors)
     same = [torch.equal(one, other) for one, other in zip(before, after, strict=True)]
     assert same == [True, False, True, True]
 
@@ -65,8 +76,8 @@ def test_exact_sums_lose_nothing_to_a_shift() -> None:
     ones = torch.ones(8192, dtype=torch.float64)
     bound = required_slack(Relation.ADD_REMOVE, 8192) * 8.0
     for exact in (True, False):
-        whole = in_float64(weighted_rows(gradient, ones, exact=exact))
-        less = in_float64(weighted_rows(gradient[1:], ones[1:], exact=exact))
+        whole = total_of(gradient, ones, exact=exact)
+        less = total_of(gradient[1:], ones[1:], exact=exact)
         moved = float((whole - less - gradient[0].double()).norm())
         assert (moved <= bound) is exact
 
@@ -75,7 +86,9 @@ def test_exact_sums_lose_nothing_to_a_shift() -> None:
 def test_products_are_weighted_sums_of_outer_products(exact: bool) -> None:
     left, right = torch.randn(300, 5), torch.randn(300, 7)
     factors = torch.rand(300, dtype=torch.float64)
-    found = in_float64(weighted_products(left, right, factors, exact=exact))
+    total = Sum(torch.empty(5, 7), Workspace(), exact=exact)
+    Outer(left, right).add_to(total, factors)
+    found = total.result().double()
     wanted = torch.einsum("r,rm,rn->mn", factors, left.double(), right.double())
     torch.testing.assert_close(found, wanted, rtol=1e-12 if exact else 1e-5, atol=1e-4)
 
@@ -84,14 +97,14 @@ def test_products_are_weighted_sums_of_outer_products(exact: bool) -> None:
 def test_squared_norms_of_any_length(size: int) -> None:
     gradient = torch.randn(3, size)
     wanted = gradient.double().square().sum(1)
-    torch.testing.assert_close(squared_norms(gradient), wanted, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(lengths(gradient).double().square(), wanted, rtol=1e-5, atol=0.0)
 
 
 def test_a_large_entry_does_not_hide_small_ones() -> None:
     gradient = torch.full((1, 3_000_000), 2.0e-4)
     gradient[0, 0] = 1.0
     wanted = float(gradient.double().square().sum())
-    assert float(squared_norms(gradient)) == pytest.approx(wanted, rel=6e-5)
+    assert float(lengths(gradient).double().square()) == pytest.approx(wanted, rel=6e-5)
 
 
 @pytest.mark.parametrize(

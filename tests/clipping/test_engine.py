@@ -41,7 +41,8 @@ def run(model: nn.Module, data: object, clip: float = CLIP) -> ClippedSum:
 
 
 def flat(result: ClippedSum) -> Tensor:
-    return torch.cat([t.reshape(-1) for chunk in result.bounded.chunks for t in chunk.values()])
+    parts = [t.double().reshape(-1) for chunk in result.bounded.chunks for t in chunk.values()]
+    return torch.cat(parts)
 
 
 def by_loop(model: nn.Module, data: tuple[Tensor, Tensor], clip: float = CLIP) -> Tensor:

@@ -279,3 +279,16 @@ def test_a_failed_charge_writes_nothing(used: Ledger) -> None:
         used.record_non_private("x", "reason", {"bad": object()})
     assert used.entries() == before
     assert used.charge(RUN, EVENT, 1, limit=30) == 1  # and no lock is left
+
+
+def test_parts_of_a_run_belong_to_it_and_have_limits_of_their_own(
+    ledger: Ledger, plan: Plan
+) -> None:
+    ledger.charge(RUN, plan.event, 3, limit=3)
+    ledger.charge(f"{RUN}/quantile", SampledGaussian(0.01, 5.0), 2, limit=4)
+    ledger.charge(f"{RUN}-other", plan.event, 7, limit=7)
+    assert ledger.charged(RUN) == 3
+    assert ledger.charged(f"{RUN}/quantile") == 2
+    assert [count for _, count in ledger.events(RUN)] == [3, 2]
+    assert [count for _, count in ledger.events(f"{RUN}/quantile")] == [2]
+    assert ledger.epsilon(1e-6, RUN) > plan.epsilon(3)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dither.errors import ConfigError, DitherWarning
+from dither.privacy.accountant import epsilon
 from dither.privacy.events import Gaussian, Relation, SampledGaussian, SamplerKind, Unit
 from dither.privacy.plan import Plan
 from dither.privacy.trust import LOCAL, Trust
@@ -225,3 +226,28 @@ def test_calibrate_refuses(change: dict[str, Any], words: str) -> None:
     good = {"epsilon": 1.0, "records": 10_000, "batch_size": 100.0, "steps": 1, "delta": 1e-5}
     with pytest.raises(ConfigError, match=words):
         Plan.calibrate(**{**good, **change})
+
+
+def test_a_budget_covers_what_is_beside_the_steps() -> None:
+    size: dict[str, Any] = {"records": 10_000, "batch_size": 100, "steps": 20, "delta": 1e-6}
+    beside = ((SampledGaussian(0.01, 2.0), 5), (Gaussian(30.0), 1))
+    alone = Plan.calibrate(epsilon=0.5, **size)
+    plan = Plan.calibrate(epsilon=0.5, beside=beside, **size)
+    together = epsilon([(plan.event, 20), *beside], 1e-6)
+    assert together <= 0.5
+    assert together == pytest.approx(0.5, rel=1e-3)
+    assert plan.noise_multiplier > alone.noise_multiplier
+    assert epsilon([(alone.event, 20), *beside], 1e-6) > 0.5  # what it is for
+    assert set(plan.to_json()) == set(alone.to_json())
+
+
+def test_releases_beside_the_steps_that_take_all_of_epsilon_are_refused() -> None:
+    with pytest.raises(ConfigError, match="that the releases beside the steps take"):
+        Plan.calibrate(
+            epsilon=0.5,
+            records=10_000,
+            batch_size=100,
+            steps=20,
+            delta=1e-6,
+            beside=((Gaussian(1.0), 3),),
+        )

@@ -147,5 +147,8 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     runs = Table("run", "started", "releases charged", f"ε at δ = {facts['delta']:g}")
     for each in facts["runs"]:
         epsilon = "∞" if each["epsilon"] is None else f"{each['epsilon']:.6f}"
-        runs.add_row(each["id"][:16], each["started"][:19], str(each["releases"]), epsilon)
+        name, _, part = each["id"].partition("/")
+        runs.add_row(
+            f"{name[:16]}/{part}".rstrip("/"), each["started"][:19], str(each["releases"]), epsilon
+        )
     console.print(runs)

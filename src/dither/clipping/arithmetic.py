@@ -9,7 +9,8 @@ beyond, or in float64 altogether where a missing record moves the others (``add_
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -17,10 +18,15 @@ from torch import Tensor
 
 from dither.privacy.events import Relation
 
+# Gives a float32 total for so many rows more, of a shape and like a tensor, and what its present
+# content counts: 1, or 0 where it is new; see `sums.Sum.block`.
+Block: TypeAlias = Callable[[int, tuple[int, ...], Tensor], tuple[Tensor, float]]
+
 ROWS = 128
 # Beyond this, products in float32 come near its ends, where rounding is no longer relative.
 LARGEST_NORM = 1e18
-_NORM_BLOCK = 1024
+_NORM_BLOCK = 256
+TINY = 1e-15  # below it, squares of float32 begin to vanish
 _SMALL = 1 << 16  # numbers, below which float64 costs nothing
 _UNIT = 2.0**-24  # rounding unit of float32
 _DOUBLE_UNIT = 2.0**-53
@@ -29,20 +35,23 @@ _DOUBLE_UNIT = 2.0**-53
 def required_slack(relation: Relation, expected_batch_size: float) -> float:
     """Return how far rounding can carry neighbouring sums beyond C, as a share of C.
 
-    A norm over blocks of n squares errs by at most n·u/2. In a float32 sum of n products each
-    passes at most n + 1 roundings, whatever their order, so it errs by at most n·(n + 1)·u·C in
-    L2, and two neighbouring sums by twice that. Under ``zero_out`` and ``replace_one`` the
-    record's place in the batch stays, so only its own block of 128 rows rounds differently. Under
-    ``add_remove`` all rows after it move, so sums are float64 throughout (`Sum.exact`).
+    A norm over blocks of n squares errs by at most n·u/2, a product of two by n·u. In a float32 sum
+    of n products each passes at most n + 1 roundings, whatever their order, so it errs by at most
+    n·(n + 1)·u·C in L2, and two neighbouring sums by twice that. Under ``zero_out`` and
+    ``replace_one`` the record's place in the batch stays, so only its own block of 128 rows rounds
+    differently. Under ``add_remove`` all rows after it move, so sums are float64 throughout
+    (`Sum.exact`).
 
     Args:
         relation: Neighbouring relation.
         expected_batch_size: Public; ten standard deviations are added.
     """
     largest = expected_batch_size + 10.0 * math.sqrt(expected_batch_size) + 10.0 + ROWS
-    double = 2.0 * largest * (largest + 1.0) * _DOUBLE_UNIT
-    single = 0.0 if needs_exact_sums(relation) else 2.0 * ROWS * (ROWS + 1) * _UNIT
-    return _NORM_BLOCK * _UNIT / 2.0 + single + double
+    if needs_exact_sums(relation):
+        product, additions = 0.0, largest
+    else:
+        product, additions = 2.0 * ROWS * (ROWS + 1) * _UNIT, largest / ROWS + 1.0
+    return _NORM_BLOCK * _UNIT + product + 2.0 * largest * additions * _DOUBLE_UNIT
 
 
 def needs_exact_sums(relation: Relation) -> bool:
@@ -50,29 +59,31 @@ def needs_exact_sums(relation: Relation) -> bool:
     return relation is Relation.ADD_REMOVE
 
 
-def squared_norms(gradient: Float[Tensor, "rows size"]) -> Float64[Tensor, " rows"]:
-    """Return the squared L2 norm of each row.
+def lengths(values: Float[Tensor, "rows size"], *, wide: bool = False) -> Float[Tensor, " rows"]:
+    """Return the L2 norm of each row.
 
     In float32 one sum of many squares can lose the small ones to a large one: a gradient of three
-    million entries came out 0.7 % short. Blocks of 1024 bound that for any gradient.
+    million entries came out 0.7 % short. Blocks of 256 bound that for any gradient.
+
+    Args:
+        values: Rows.
+        wide: Compute in float64: below `TINY` squares vanish in float32.
     """
-    size = gradient.shape[1]
+    size = values.shape[1]
     whole = size - size % _NORM_BLOCK
-    if not whole:
-        return _squared(gradient)
-    blocks = gradient[:, :whole].reshape(gradient.shape[0], -1, _NORM_BLOCK)
-    total = _squared(blocks).sum(1)
-    return total + _squared(gradient[:, whole:]) if whole < size else total
+    if wide or not whole:
+        return _length(values, torch.float64 if wide else None)
+    even = values if whole == size else values[:, :whole]
+    blocks = _length(even.reshape(values.shape[0], -1, _NORM_BLOCK))
+    total = _length(blocks, torch.float64)
+    if whole == size:
+        return total
+    return torch.hypot(total, _length(values[:, whole:]).double())
 
 
-def _squared(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=dtype)
-    return lengths.double().square()
-
-
-def exact_squared_norms(values: Float[Tensor, "rows size"]) -> Float64[Tensor, " rows"]:
-    """Return squared norms in float64: factors of a product, whose own squares may underflow."""
-    return _squared(values, torch.float64)
+def _length(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    found: Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=dtype)
+    return found
 
 
 def countable(
@@ -83,16 +94,21 @@ def countable(
 
 
 def weighted_rows(
-    gradient: Float[Tensor, "rows size"], factors: Float64[Tensor, " rows"], *, exact: bool
-) -> Iterator[Float[Tensor, " size"]]:
-    """Yield parts of Σ_i factor_i·g_i, to be added in float64; each is overwritten by the next."""
-    if exact or gradient.numel() <= _SMALL:
-        for part, weights in _blocks(gradient, factors):
+    gradient: Float[Tensor, "rows size"],
+    factors: Float64[Tensor, " rows"],
+    *,
+    exact: bool,
+    block: Block,
+) -> Iterator[Float64[Tensor, " size"]]:
+    """Add Σ_i factor_i·g_i to blocks, or yield parts of it in float64 where that costs nothing."""
+    small = gradient.numel() <= _SMALL
+    if exact or small:
+        for part, weights in _blocks(gradient, factors, gradient.shape[0] if small else ROWS):
             yield weights @ part.double()
         return
-    room = gradient.new_empty(gradient.shape[1])
     for part, weights in _blocks(gradient, factors.to(gradient.dtype)):
-        yield torch.mv(part.t(), weights, out=room)
+        total, beta = block(part.shape[0], (part.shape[1],), part)
+        torch.addmv(total, part.t(), weights, beta=beta, out=total)
 
 
 def weighted_products(
@@ -101,21 +117,26 @@ def weighted_products(
     factors: Float64[Tensor, " rows"],
     *,
     exact: bool,
-) -> Iterator[Float[Tensor, "left right"]]:
-    """Yield parts of Σ_i factor_i·l_i r_iᵀ, as `weighted_rows` does."""
+    block: Block,
+) -> Iterator[Float64[Tensor, "left right"]]:
+    """Add Σ_i factor_i·l_i r_iᵀ to blocks, or yield it in float64, as `weighted_rows` does."""
     if exact:
         weighted = left.double() * factors[:, None]
         for one, other in _blocks(weighted, right):
             yield one.t() @ other.double()
         return
     scaled = left * factors.to(left.dtype)[:, None]
-    room = left.new_empty(left.shape[1], right.shape[1])
     for one, other in _blocks(scaled, right):
-        yield torch.mm(one.t(), other, out=room)
+        total, beta = block(one.shape[0], (one.shape[1], other.shape[1]), one)
+        torch.addmm(total, one.t(), other, beta=beta, out=total)
 
 
-def _blocks(one: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(torch.split(one, ROWS), torch.split(other, ROWS), strict=True)
+def _blocks(one: Tensor, other: Tensor, rows: int = ROWS) -> Iterator[tuple[Tensor, Tensor]]:
+    if one.shape[0] <= rows:
+        yield one, other
+        return
+    for start in range(0, one.shape[0], rows):
+        yield one[start : start + rows], other[start : start + rows]
 
 
 def as_float(tensor: Tensor) -> Tensor:

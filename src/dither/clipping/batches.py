@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,7 +88,8 @@ def chunks(batch: Batch, rows: int) -> Iterator[Chunk]:
 def with_row(chunk: Chunk) -> Chunk:
     """Return the chunk with one more row of padding."""
     rows = chunk.rows + 1
-    return Chunk(tree_map(lambda leaf: _padded(leaf, rows), chunk.data), rows, chunk.real)
+    data = tree_map(lambda leaf: _padded(leaf, rows), chunk.data)
+    return replace(chunk, data=data, rows=rows)
 
 
 def _padded(part: Tensor, rows: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dither.clipping.arithmetic import as_float
 from dither.clipping.capture import Capture, Tap, Target, check_unchanged, version_of
 from dither.clipping.forms import Dense, Form, combined
-from dither.clipping.gradients import Chunk, Gradients, Loss, eagerly, trainable
+from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss
 from dither.clipping.loss import by_rows, losses_of
 from dither.clipping.rules import (  # noqa: F401 - they register themselves
     attention,
@@ -27,7 +27,7 @@ from dither.clipping.rules.registry import EXPANDERS, RULES
 from dither.errors import ModelError
 
 
-def differentiate(model: nn.Module, loss_fn: Loss, chunk: Chunk) -> Gradients:
+def differentiate(model: nn.Module, loss_fn: Loss, chunk: Chunk, inventory: Inventory) -> Gradients:
     """Return the per-example gradients of a chunk, written out only where that is cheapest.
 
     Each use of a parameter is seen as a function call with examples (`Capture`); the backward pass
@@ -38,27 +38,33 @@ def differentiate(model: nn.Module, loss_fn: Loss, chunk: Chunk) -> Gradients:
         model: Its trainable parameters are differentiated.
         loss_fn: Per-example loss.
         chunk: The examples.
+        inventory: Of the model.
 
     Raises:
         UnsupportedError: A parameter is used in a way that cannot be split by example.
         AmbiguousError: This number of rows hides where the examples are.
         ModelError: Examples mix, or the loss gives no loss an example.
     """
-    parameters = trainable(model)
-    watched = [*model.buffers(), *model.parameters()]
+    parameters = inventory.parameters
+    watched = [*inventory.constants, *parameters.values()]
     versions = [version_of(tensor) for tensor in watched]
     capture = Capture(
         parameters,
-        [tensor for tensor in watched if not tensor.requires_grad],
+        inventory.constants,
         chunk.rows,
+        workspace=chunk.workspace,
         rules=RULES,
         expanders=EXPANDERS,
         default=by_vmap,
     )
-    with torch.enable_grad(), eagerly(model), capture:
-        losses = by_rows(losses_of(model, loss_fn, chunk.data), chunk.rows)
+    with torch.enable_grad(), inventory.eagerly():
+        with capture:
+            found = losses_of(model, loss_fn, chunk.data)
+        losses = by_rows(found, chunk.rows)
     if [version_of(tensor) for tensor in watched] != versions:
         _refuse_updates(model, watched, versions)
+    if capture.strangers:
+        _refuse_strangers(model, capture.strangers)
     gradients = _backward(losses, capture.taps)
     check_unchanged(capture.taps)
     with torch.no_grad(), torch.autocast(losses.device.type, enabled=False):
@@ -129,6 +135,18 @@ def _by_parameter(
 def _activations(taps: list[Tap]) -> int:
     """Return about how much the graph holds: inputs, and as much again between them."""
     return 2 * sum(tensor.nbytes for tap in taps for tensor, _ in tap.inputs)
+
+
+def _refuse_strangers(model: nn.Module, strangers: list[Tensor]) -> None:
+    """Refuse parameters that came after the model was listed; others' parameters may pass."""
+    foreign = {id(parameter) for parameter in strangers}
+    names = [n for n, p in model.named_parameters() if p.requires_grad and id(p) in foreign]
+    if names:
+        raise ModelError(
+            expected="the parameters that the model had when its engine was made",
+            got=f"others at {', '.join(names[:3])}",
+            fix="make the step anew after changing the model",
+        )
 
 
 def _refuse_updates(model: nn.Module, watched: list[Tensor], versions: list[int]) -> None:

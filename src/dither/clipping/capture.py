@@ -7,18 +7,20 @@ Nothing is hung on the model: the mode is a context around its call, so that ``s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias, final
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from dither.clipping.forms import Form
 from dither.clipping.layout import Layout
+from dither.clipping.sums import Workspace
 from dither.clipping.unsupported import UnsupportedError
 
 
@@ -112,6 +114,7 @@ class Capture(TorchFunctionMode):
         parameters: Trainable parameters by name.
         constants: Tensors of the model that no example touches: buffers, frozen parameters.
         rows: Number of examples in the chunk.
+        workspace: Memory for what makers write out.
         rules: Rule by function.
         expanders: Rule by function that repeats a parameter, for each example perhaps.
         default: Rule for functions without one.
@@ -123,6 +126,7 @@ class Capture(TorchFunctionMode):
         constants: Iterable[Tensor],
         rows: int,
         *,
+        workspace: Workspace | None = None,
         rules: Mapping[Callable[..., Any], Rule],
         expanders: Mapping[Callable[..., Any], Rule],
         default: Rule,
@@ -130,9 +134,12 @@ class Capture(TorchFunctionMode):
         super().__init__()
         self.rows = rows
         self.taps: list[Tap] = []
+        self.strangers: list[Tensor] = []
         self.slow: list[tuple[str, tuple[str, ...]]] = []
         self._targets = {id(p): Target(p, (name,), True) for name, p in parameters.items()}
         self._constants = {id(tensor): tensor for tensor in constants}
+        self._workspace = workspace
+        self._rooms = 0
         self._rules = rules
         self._expanders = expanders
         self._default = default
@@ -149,22 +156,34 @@ class Capture(TorchFunctionMode):
         trainable = touched = False
         constants: list[Tensor] = []
         for tensor in _tensors(args, options):
-            if id(tensor) in self._targets:
+            key = id(tensor)
+            if key in self._targets:
                 trainable = True
-            elif id(tensor) in self._constants:
+            elif key in self._constants:
                 constants.append(tensor)
             else:
                 touched = True  # by examples, or by what is not known
+                if type(tensor) is Parameter:
+                    self.strangers.append(tensor)
         if not touched:
             return self._without_examples(func, args, options, trainable=trainable)
         if trainable:
             return self._rules.get(func, self._default)(self, Call(func, args, options))
+        if not constants:
+            return func(*args, **options)
         versions = [version_of(tensor) for tensor in constants]
         result = func(*args, **options)
         for tensor, version in zip(constants, versions, strict=True):
             if version_of(tensor) != version:  # examples were written into it
                 del self._constants[id(tensor)]
         return result
+
+    def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return memory for what a maker writes out, its own until the next chunk."""
+        self._rooms += 1
+        if self._workspace is None:
+            return like.new_empty(shape)
+        return self._workspace.take(f"form {self._rooms}", shape, like)
 
     def target(self, value: object) -> Target | None:
         """Return what is trainable in a value; None for anything else."""
@@ -252,18 +271,14 @@ class Capture(TorchFunctionMode):
         return result
 
 
-def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    for value in args:
+def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, list | tuple):
-            for item in value:
-                if isinstance(item, Tensor):
-                    yield item
-    if kwargs:
-        for value in kwargs.values():
-            if isinstance(value, Tensor):
-                yield value
+            found.extend(item for item in value if isinstance(item, Tensor))
+    return found
 
 
 def _results(result: Any) -> list[Tensor]:

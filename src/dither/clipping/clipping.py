@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import final
 
 import torch
 from jaxtyping import Float64, Int64
@@ -51,24 +53,76 @@ class Clipping:
                     expected=f"a whole {name} of at least 1", got=repr(value), fix="raise it"
                 )
 
+    @property
+    def bound(self) -> float:
+        """Norm up to which a flat style leaves gradients as they are; C with another style."""
+        moved = self.style.bound if isinstance(self.style, Flat) else None
+        return self.l2_clip if moved is None else moved
 
-@dataclass(frozen=True)
+
+@final
 class Diagnostics:
     """What the operator may watch and nobody else: it depends on records, without noise.
 
-    Attributes:
-        loss: Mean loss of the batch, NaN for an empty one.
-        batch_size: Actual number of records.
-        clipped: How many gradients were longer than the bound.
-        non_finite: How many were NaN, infinite or beyond float32's safe range, and left out.
-        norm_counts: Gradient norms in the bins of `NORM_EDGES`, the last one open.
+    Computed when it is read.
+
+    Args:
+        losses: Of the real examples, chunk by chunk.
+        norms: Of their gradients; infinite where they are left out.
+        clipping: Its C is the unit of the bins, and norms above its bound count as clipped.
     """
 
-    loss: float
-    batch_size: int
-    clipped: int
-    non_finite: int
-    norm_counts: Int64[Tensor, " bins"]
+    def __init__(
+        self,
+        losses: Sequence[Float64[Tensor, " _"]],
+        norms: Sequence[Float64[Tensor, " _"]],
+        clipping: Clipping,
+    ) -> None:
+        self._parts = tuple(losses), tuple(norms)
+        self._clipping = clipping
+
+    @cached_property
+    def loss(self) -> float:
+        """Mean loss of the batch, NaN for an empty one."""
+        return float(self._losses[self._finite].mean())
+
+    @property
+    def batch_size(self) -> int:
+        """Actual number of records."""
+        return sum(part.shape[0] for part in self._parts[0])
+
+    @cached_property
+    def clipped(self) -> int:
+        """How many gradients were longer than the bound."""
+        return int((self._norms[self._finite] > self._clipping.bound).sum())
+
+    @cached_property
+    def non_finite(self) -> int:
+        """How many were NaN, infinite or beyond float32's safe range, and left out."""
+        return int((~self._finite).sum())
+
+    @cached_property
+    def norm_counts(self) -> Int64[Tensor, " bins"]:
+        """Gradient norms in the bins of `NORM_EDGES`, the last one open."""
+        edges = torch.tensor(NORM_EDGES, dtype=torch.float64) * self._clipping.l2_clip
+        bins = torch.bucketize(self._norms[self._finite], edges, right=True) - 1
+        return torch.bincount(bins, minlength=len(NORM_EDGES))
+
+    @cached_property
+    def _losses(self) -> Tensor:
+        return _joined(self._parts[0])
+
+    @cached_property
+    def _norms(self) -> Tensor:
+        return _joined(self._parts[1])
+
+    @cached_property
+    def _finite(self) -> Tensor:
+        return torch.isfinite(self._norms) & torch.isfinite(self._losses)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([torch.empty(0, dtype=torch.float64), *(part.cpu() for part in parts)])
 
 
 @dataclass(frozen=True)
@@ -77,30 +131,3 @@ class ClippedSum:
 
     bounded: BoundedSum
     diagnostics: Diagnostics
-
-
-def diagnose(
-    losses: Sequence[Float64[Tensor, " _"]],
-    norms: Sequence[Float64[Tensor, " _"]],
-    l2_clip: float,
-) -> Diagnostics:
-    """Return what the operator may watch.
-
-    Args:
-        losses: Of the real examples, chunk by chunk.
-        norms: Of their gradients; infinite where they are left out.
-        l2_clip: Unit of the bins.
-    """
-    empty = torch.empty(0, dtype=torch.float64)
-    all_losses = torch.cat([*(loss.cpu() for loss in losses), empty])
-    all_norms = torch.cat([*(norm.cpu() for norm in norms), empty])
-    finite = torch.isfinite(all_norms) & torch.isfinite(all_losses)
-    edges = torch.tensor(NORM_EDGES, dtype=torch.float64) * l2_clip
-    bins = torch.bucketize(all_norms[finite], edges, right=True) - 1
-    return Diagnostics(
-        loss=float(all_losses[finite].mean()),
-        batch_size=all_losses.numel(),
-        clipped=int((all_norms[finite] > l2_clip).sum()),
-        non_finite=int((~finite).sum()),
-        norm_counts=torch.bincount(bins, minlength=len(NORM_EDGES)),
-    )

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, final
 
 import torch
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 from dither.clipping import bookkeeping, check, reference
 from dither.clipping.arithmetic import countable, needs_exact_sums, required_slack
 from dither.clipping.batches import Batch, as_batch, chunk_rows, chunks, with_row
-from dither.clipping.clipping import ClippedSum, Clipping, diagnose
-from dither.clipping.gradients import Chunk, Gradients, Loss, squared_norms, trainable
+from dither.clipping.clipping import ClippedSum, Clipping, Diagnostics
+from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss, squared_norms
 from dither.clipping.leaks import check_nothing_new, kept_tensors
-from dither.clipping.sums import Sum
+from dither.clipping.sums import Sum, Totals, Workspace
 from dither.clipping.unsupported import AmbiguousError, UnsupportedError
 from dither.errors import DitherWarning
 from dither.noise.entropy import Entropy
@@ -29,7 +30,7 @@ from dither.release.bounded_sum import BoundedSum
 Method = Literal["bookkeeping", "reference"]
 
 # What one chunk may take by default: beyond it, larger chunks are not faster (dither bench clip).
-_WORKING_SET = 1 << 26
+_WORKING_SET = 1 << 27
 _TRIAL = 4  # rows of the chunk that is checked against each example alone
 _AMBIGUITIES = 8
 
@@ -85,9 +86,14 @@ class ClippingEngine:
         self._loss_fn = loss_fn
         self._entropy = entropy
         self._exact = needs_exact_sums(clipping.relation)
+        self._inventory = Inventory.of(model)
+        self._slack = _slack(float(clipping.expected_rows), exact=self._exact)
         self._row_bytes: dict[tuple[object, ...], int] = {}
         self._shown: set[tuple[object, ...]] = set()
         self._ambiguous: set[int] = set()
+        self._workspace = Workspace()
+        self._sums: dict[str, Sum] = {}
+        self._totals = Totals()
 
     def __call__(self, data: Any, ticket: SampleTicket) -> ClippedSum:
         """Sum over a batch.
@@ -97,26 +103,43 @@ class ClippingEngine:
             ticket: How the batch was sampled.
 
         Returns:
-            The sum over all trainable parameters, float64, zeros where the batch is empty; tables
-            of which few rows were touched as coalesced sparse tensors.
+            The sum over all trainable parameters, zeros where the batch is empty: float32 where 128
+            examples at most were added up, float64 else; tables of which few rows were touched as
+            coalesced sparse tensors. It is good until the engine's next batch.
 
         Raises:
             ModelError: The batch, the model or the loss cannot be taken example by example.
         """
-        parameters = trainable(self.model)
-        sums = {name: Sum(p.detach(), exact=self._exact) for name, p in parameters.items()}
+        sums = self._restart()
         losses, norms = [], []
         for chunk, gradients in self._gradients(as_batch(data)):
             losses.append(gradients.losses[: chunk.real])
             norms.append(self._add(gradients, chunk, sums))
+        self._totals.fill({name: total.result() for name, total in sums.items()})
         bounded = BoundedSum(
-            chunks=({name: total.result() for name, total in sums.items()},),
-            dimension=sum(p.numel() for p in parameters.values()),
+            chunks=self._totals,
+            dimension=self._size(),
             l2_clip=self.clipping.l2_clip,
             ticket=ticket,
-            slack=self._slack(),
+            slack=self._slack,
         )
-        return ClippedSum(bounded, diagnose(losses, norms, self.clipping.l2_clip))
+        return ClippedSum(bounded, Diagnostics(losses, norms, self.clipping))
+
+    def _restart(self) -> dict[str, Sum]:
+        """Return empty sums; the last batch's are withdrawn."""
+        self._totals.withdraw()
+        self._totals = Totals()
+        if not self._inventory.current:
+            self._inventory = Inventory.of(self.model)
+        parameters = self._inventory.parameters
+        if self._sums.keys() != parameters.keys():
+            self._sums = {
+                name: Sum(p.detach(), self._workspace, exact=self._exact)
+                for name, p in parameters.items()
+            }
+        for total in self._sums.values():
+            total.restart()
+        return self._sums
 
     def norms(self, data: Any) -> Float64[Tensor, " rows"]:
         """Return the gradient norms of a batch; infinite where an example is left out.
@@ -125,17 +148,12 @@ class ClippingEngine:
         """
         found = [torch.empty(0, dtype=torch.float64)]
         for chunk, gradients in self._gradients(as_batch(data)):
-            found.append(self._measure(gradients)[0][: chunk.real])
+            with torch.no_grad(), torch.autocast(gradients.losses.device.type, enabled=False):
+                found.append(self._measure(gradients)[0][: chunk.real].cpu())
         return torch.cat(found)
 
-    def _slack(self) -> dict[Relation, float]:
-        rows = float(self.clipping.expected_rows)
-        return {
-            relation: math.inf
-            if needs_exact_sums(relation) and not self._exact
-            else required_slack(relation, rows)
-            for relation in Relation
-        }
+    def _size(self) -> int:
+        return sum(p.numel() for p in self._inventory.parameters.values())
 
     def _gradients(self, batch: Batch) -> Iterator[tuple[Chunk, Gradients]]:
         if not batch.rows:
@@ -144,7 +162,8 @@ class ClippingEngine:
             if batch.shape not in self._row_bytes:
                 self._row_bytes[batch.shape] = self._learn(batch)
             for chunk in chunks(batch, self._rows(batch)):
-                yield chunk, self._differentiate(chunk, batch)
+                part = replace(chunk, workspace=self._workspace)
+                yield part, self._differentiate(part, batch)
 
     def _rows(self, batch: Batch) -> int:
         """Return the rows of a chunk; they depend on shapes alone."""
@@ -166,7 +185,7 @@ class ClippingEngine:
                 self._fall_back(str(why))
             else:
                 return gradients
-        return reference.differentiate(self.model, self._loss_fn, chunk)
+        return reference.differentiate(self.model, self._loss_fn, chunk, self._inventory)
 
     def _require_shown(self, gradients: Gradients, chunk: Chunk, batch: Batch) -> None:
         """Check anew where parameters meet examples in another way than before."""
@@ -180,7 +199,7 @@ class ClippingEngine:
         tried = chunk
         for _ in range(_AMBIGUITIES):
             try:
-                return bookkeeping.differentiate(self.model, self._loss_fn, tried)
+                return bookkeeping.differentiate(self.model, self._loss_fn, tried, self._inventory)
             except AmbiguousError as found:
                 self._ambiguous.add(found.rows)
                 tried = with_row(tried)
@@ -193,7 +212,7 @@ class ClippingEngine:
                 return self._check(batch, _TRIAL)
             except UnsupportedError as why:
                 self._fall_back(str(why))
-        return sum(p.nbytes for p in trainable(self.model).values())
+        return 4 * self._size()
 
     def _check(self, batch: Batch, rows: int) -> int:
         trial = batch.chunk(0, rows, rows)
@@ -203,8 +222,8 @@ class ClippingEngine:
             now = kept_tensors(self.model, self._loss_fn)
             check_nothing_new(kept, now, gradients.constants)
             others = self._keep_books(check.with_other_examples(trial))
-            alone = check.each_alone(self.model, self._loss_fn, batch, rows)
-        check.check_no_mixing(gradients, others, len(alone))
+            check.check_no_mixing(gradients, others, min(check.EXAMPLES, rows, batch.rows))
+            alone = check.each_alone(self.model, self._loss_fn, batch, rows, self._inventory)
         wrong = check.disagreement(gradients, alone)
         if wrong is not None:
             raise UnsupportedError(f"book-keeping and plain autograd disagree at '{wrong}'")
@@ -213,8 +232,7 @@ class ClippingEngine:
         return max(1, gradients.bytes // gradients.losses.shape[0])
 
     def _measure(self, gradients: Gradients) -> tuple[Tensor, dict[str, Tensor]]:
-        squares = squared_norms(gradients, trainable(self.model))
-        total = torch.stack(list(squares.values())).sum(0)
+        squares, total = squared_norms(gradients, self._inventory.parameters)
         finite = countable(total, gradients.losses)
         return torch.where(finite, total.sqrt(), torch.inf), squares
 
@@ -236,7 +254,7 @@ class ClippingEngine:
 
     def _warn_of_slow(self, gradients: Gradients) -> None:
         for function, names in sorted(set(gradients.slow)):
-            parameters = trainable(self.model)
+            parameters = self._inventory.parameters
             size = sum(parameters[name].numel() for name in names)
             _warn(
                 f"no rule for {function}, used with '{', '.join(names)}': torch.func computes it "
@@ -246,7 +264,7 @@ class ClippingEngine:
 
     def _fall_back(self, why: str) -> None:
         self.method = "reference"
-        size = sum(p.numel() for p in trainable(self.model).values())
+        size = self._size()
         _warn(
             f"book-keeping cannot take {type(self.model).__name__}: {why}. All its per-example "
             f"gradients come from torch.func instead: {size} numbers an example are written out, "
@@ -268,6 +286,16 @@ def _secret_generators(device: torch.device, seed: int) -> Iterator[None]:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+def _slack(expected_rows: float, *, exact: bool) -> dict[Relation, float]:
+    """Return what a sum's rounding needs under each relation; infinite where it is unbounded."""
+    return {
+        relation: math.inf
+        if needs_exact_sums(relation) and not exact
+        else required_slack(relation, expected_rows)
+        for relation in Relation
+    }
 
 
 def _warn(text: str) -> None:

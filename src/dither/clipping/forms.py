@@ -6,7 +6,10 @@ are upper bounds, rounding included, and adds a weighted sum to a float64 total.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -15,8 +18,7 @@ from torch import Tensor
 
 from dither.clipping.arithmetic import (
     LARGEST_NORM,
-    exact_squared_norms,
-    squared_norms,
+    lengths,
     weighted_products,
     weighted_rows,
 )
@@ -34,8 +36,12 @@ class Form(Protocol):
         """Memory held."""
         ...
 
-    def squared_norms(self) -> Float64[Tensor, " rows"]:
-        """Return an upper bound of each example's squared norm, as near as rounding allows."""
+    def lengths(self, *, wide: bool = False) -> tuple[Float[Tensor, " rows"], ...]:
+        """Return one or two vectors whose product bounds each example's norm from above.
+
+        Args:
+            wide: Whether squares below float32's range must count too; slower.
+        """
         ...
 
     def masked(self, counted: Mask) -> Form:
@@ -57,31 +63,40 @@ class Dense:
     """Gradients written out, ``[rows, size]``.
 
     What is measured is what is summed, so an example's own rounding does not count.
+
+    Attributes:
+        gradient: ``[rows, size]``.
+        turned: Shape of a matrix that is written as its transpose; None as the parameter is.
     """
 
     gradient: Float[Tensor, "rows size"]
+    turned: tuple[int, int] | None = None
 
     @property
     def bytes(self) -> int:
         """Memory held."""
         return self.gradient.nbytes
 
-    def squared_norms(self) -> Float64[Tensor, " rows"]:
-        """Return squared norms."""
-        return squared_norms(self.gradient)
+    def lengths(self, *, wide: bool = False) -> tuple[Float[Tensor, " rows"], ...]:
+        """Return norms."""
+        return (lengths(self.gradient, wide=wide),)
 
     def masked(self, counted: Mask) -> Form:
         """Return zeros where nothing counts."""
-        return Dense(torch.where(counted[:, None], self.gradient, 0.0))
+        return Dense(torch.where(counted[:, None], self.gradient, 0.0), self.turned)
 
     def add_to(self, total: Sum, factors: Float64[Tensor, " rows"]) -> None:
         """Add the weighted sum."""
-        for part in weighted_rows(self.gradient, factors, exact=total.exact):
-            total.add(part)
+        for part in weighted_rows(
+            self.gradient, factors, exact=total.exact, block=partial(total.block, self.turned)
+        ):
+            total.add(part if self.turned is None else part.view(self.turned).t())
 
     def dense(self) -> Float[Tensor, "rows size"]:
         """Return the gradients."""
-        return self.gradient
+        if self.turned is None:
+            return self.gradient
+        return self.gradient.view(-1, *self.turned).transpose(1, 2).flatten(1)
 
 
 @final
@@ -102,11 +117,9 @@ class Outer:
         """Memory held."""
         return self.left.nbytes + self.right.nbytes
 
-    def squared_norms(self) -> Float64[Tensor, " rows"]:
-        """Return ‖l‖²·‖r‖², infinite where a factor is beyond float32's safe range."""
-        left, right = exact_squared_norms(self.left), exact_squared_norms(self.right)
-        safe = torch.maximum(left, right) <= LARGEST_NORM**2  # false for NaN
-        return torch.where(safe, left * right, torch.inf)
+    def lengths(self, *, wide: bool = False) -> tuple[Float[Tensor, " rows"], ...]:
+        """Return ‖l‖ and ‖r‖."""
+        return lengths(self.left, wide=wide), lengths(self.right, wide=wide)
 
     def masked(self, counted: Mask) -> Form:
         """Return zeros in both factors: 0·NaN is NaN."""
@@ -115,7 +128,9 @@ class Outer:
 
     def add_to(self, total: Sum, factors: Float64[Tensor, " rows"]) -> None:
         """Add Σ c_i·l_i r_iᵀ: the one weighted product of book-keeping (Bu et al. 2210.00038)."""
-        for part in weighted_products(self.left, self.right, factors, exact=total.exact):
+        for part in weighted_products(
+            self.left, self.right, factors, exact=total.exact, block=partial(total.block, None)
+        ):
             total.add(part)
 
     def dense(self) -> Float[Tensor, "rows size"]:
@@ -145,8 +160,8 @@ class Ghost:
         """Memory held."""
         return self.left.nbytes + self.right.nbytes
 
-    def squared_norms(self) -> Float64[Tensor, " rows"]:
-        """Return squared norms with their error bounds added."""
+    def lengths(self, *, wide: bool = False) -> tuple[Float[Tensor, " rows"], ...]:  # noqa: ARG002
+        """Return norms with their error bounds added."""
         left, right = (torch.bmm(x, x.transpose(1, 2)).double() for x in (self.left, self.right))
         squares = (left * right).sum((1, 2)).clamp(min=0.0)
         lengths = left.diagonal(dim1=1, dim2=2) * right.diagonal(dim1=1, dim2=2)
@@ -154,9 +169,9 @@ class Ghost:
         unit = torch.finfo(self.left.dtype).eps / 2.0
         terms = self.left.shape[2] + self.right.shape[2] + 4
         bound = (squares + 2.0 * terms * unit * mass.square()).sqrt()
-        total = (bound + 2.0 * (self.left.shape[1] + 2) * unit * mass).square()
+        total = bound + 2.0 * (self.left.shape[1] + 2) * unit * mass
         safe = torch.maximum(left.abs().amax((1, 2)), right.abs().amax((1, 2))) <= LARGEST_NORM**2
-        return torch.where(safe, total, torch.inf)
+        return (torch.where(safe, total, torch.inf),)
 
     def masked(self, counted: Mask) -> Form:
         """Return zeros in both factors."""
@@ -198,10 +213,11 @@ class Rows:
         """Memory held."""
         return self.values.nbytes + self.examples.nbytes + self.places.nbytes
 
-    def squared_norms(self) -> Float64[Tensor, " rows"]:
-        """Return squared norms."""
+    def lengths(self, *, wide: bool = False) -> tuple[Float[Tensor, " rows"], ...]:
+        """Return norms."""
         squares = torch.zeros(self.count, dtype=torch.float64, device=self.values.device)
-        return squares.index_add_(0, self.examples, squared_norms(self.values))
+        entries = lengths(self.values, wide=wide).double().square()
+        return (squares.index_add_(0, self.examples, entries).sqrt(),)
 
     def masked(self, counted: Mask) -> Form:
         """Return zeros where nothing counts."""
@@ -221,22 +237,98 @@ class Rows:
         return flat.view(self.count, self.height * width)
 
 
+@final
+@dataclass(frozen=True)
+class Bags:
+    """Gradients that add one vector an example to rows of a table, each with its own weight.
+
+    Attributes:
+        examples: Example of each entry.
+        places: Row of the table, ascending; an example has at most one entry a row.
+        weights: Weight of each entry.
+        values: ``[rows, width]``, the vectors.
+        height: Number of rows of the table.
+    """
+
+    examples: Int64[Tensor, " entries"]
+    places: Int64[Tensor, " entries"]
+    weights: Float64[Tensor, " entries"]
+    values: Float[Tensor, "rows width"]
+    height: int
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return self.values.nbytes + 24 * self.places.numel()
+
+    def lengths(self, *, wide: bool = False) -> tuple[Float[Tensor, " rows"], ...]:
+        """Return ‖v‖ and the norm of the weights."""
+        squares = torch.zeros(self.values.shape[0], dtype=torch.float64, device=self.values.device)
+        squares.index_add_(0, self.examples, self.weights.square())
+        return lengths(self.values, wide=wide).double(), squares.sqrt()
+
+    def masked(self, counted: Mask) -> Form:
+        """Return zeros where nothing counts."""
+        values = torch.where(counted[:, None], self.values, 0.0)
+        weights = torch.where(counted[self.examples], self.weights, 0.0)
+        return Bags(self.examples, self.places, weights, values, self.height)
+
+    def add_to(self, total: Sum, factors: Float64[Tensor, " rows"]) -> None:
+        """Add the product of a sparse matrix of weights and the vectors; all in float64."""
+        rows, counts = torch.unique_consecutive(self.places, return_counts=True)
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        weights = self.weights * factors[self.examples]
+        shape = (rows.shape[0], self.values.shape[0])
+        vectors = self.values.double()
+        room = total.rows_room((rows.shape[0], vectors.shape[1]), vectors)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            chosen = torch.sparse_csr_tensor(
+                starts, self.examples, weights, shape, check_invariants=False
+            )
+            total.add_rows(rows, torch.addmm(room, chosen, vectors, beta=0.0, out=room))
+
+    def dense(self) -> Float[Tensor, "rows size"]:
+        """Return whole tables, one an example."""
+        entries = self.values[self.examples] * self.weights[:, None].to(self.values.dtype)
+        count = self.values.shape[0]
+        order = torch.argsort(self.examples, stable=True)
+        places = self.places[order]
+        return Rows(self.examples[order], places, entries[order], count, self.height).dense()
+
+
 # Beyond this size of one example's gradient, writing it out costs more than measuring it twice.
 _WRITTEN_OUT = 1 << 23
 
 
-def over_time(left: Float[Tensor, "rows time m"], right: Float[Tensor, "rows time n"]) -> Form:
+def over_time(
+    left: Float[Tensor, "rows time m"],
+    right: Float[Tensor, "rows time n"],
+    room: Callable[[tuple[int, ...], Tensor], Tensor] | None = None,
+) -> Form:
     """Return the cheapest form of g = Σ_t l_t r_tᵀ.
 
     Without a time axis one product; else written out, which costs T·m·n and makes the later sum
     cheap, unless the gradient is huge and time short, when Gram matrices cost T²·(m + n) and spare
-    its memory. `dither bench clip` measures both. The choice depends on shapes alone.
+    its memory. The choice depends on shapes alone.
+
+    Args:
+        left: ``[rows, time, m]``.
+        right: ``[rows, time, n]``.
+        room: Gives memory for what is written out; fresh memory by default.
     """
     time, m, n = left.shape[1], left.shape[2], right.shape[2]
     if time == 1:
         return Outer(left[:, 0], right[:, 0])
     if 4 * m * n <= _WRITTEN_OUT or time * (m + n) > m * n:
-        return Dense(Ghost(left, right).dense())
+        rows = left.shape[0]
+        product = None if room is None else room((rows, m * n), left)
+        if m <= n:
+            out = None if product is None else product.view(rows, m, n)
+            return Dense(torch.bmm(left.transpose(1, 2), right, out=out).view(rows, m * n))
+        # Libraries multiply faster into long rows.
+        out = None if product is None else product.view(rows, n, m)
+        return Dense(torch.bmm(right.transpose(1, 2), left, out=out).view(rows, m * n), (n, m))
     return Ghost(left, right)
 
 

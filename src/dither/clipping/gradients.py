@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from dither.clipping.arithmetic import LARGEST_NORM, TINY
 from dither.clipping.forms import Form
 from dither.clipping.loss import ModelLoss, PerExampleLoss
+from dither.clipping.sums import Workspace
 
 Loss: TypeAlias = PerExampleLoss | ModelLoss
 
@@ -25,11 +27,14 @@ class Chunk:
         data: Batch structure with ``rows`` rows; those after ``real`` are padding.
         rows: Number of rows, the same for neighbouring data sets.
         real: Number of examples.
+        workspace: Memory for gradients that are written out, until the next chunk; fresh memory
+            without one.
     """
 
     data: Any
     rows: int
     real: int
+    workspace: Workspace | None = None
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,47 @@ class Gradients:
     constants: frozenset[int] = frozenset()
 
 
-# Gives the gradients of a chunk.
-Differentiate: TypeAlias = Callable[[nn.Module, Loss, Chunk], Gradients]
+@dataclass(frozen=True)
+class Inventory:
+    """What a model is made of; listing it takes longer than a small layer.
+
+    Attributes:
+        parameters: Trainable parameters by name; tied ones once.
+        constants: Buffers and frozen parameters.
+        flags: Which parameters are trained: the list is old when these change.
+        compiled: Whether parts of it are compiled.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    constants: tuple[Tensor, ...]
+    flags: tuple[tuple[Tensor, bool], ...]
+    compiled: bool
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Inventory:
+        """List a model."""
+        frozen = [p for p in model.parameters() if not p.requires_grad]
+        return cls(
+            parameters=trainable(model),
+            constants=(*model.buffers(), *frozen),
+            flags=tuple((p, p.requires_grad) for p in model.parameters()),
+            compiled=any(
+                getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
+                for module in model.modules()
+            ),
+        )
+
+    @property
+    def current(self) -> bool:
+        """Whether the same parameters are trained as then."""
+        return all(p.requires_grad is flag for p, flag in self.flags)
+
+    def eagerly(self) -> AbstractContextManager[Any]:
+        """Return a context in which compiled models run as they were written.
+
+        Compiled code hides the functions that parameters go through (docs/decisions/0017).
+        """
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -62,24 +106,31 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def eagerly(model: nn.Module) -> AbstractContextManager[Any]:
-    """Return a context in which compiled models run as they were written.
-
-    Compiled code hides the functions that parameters go through (docs/decisions/0017).
-    """
-    compiled = any(
-        getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
-        for module in model.modules()
-    )
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-
-
 def squared_norms(
     gradients: Gradients, parameters: Mapping[str, Tensor]
-) -> dict[str, Float64[Tensor, " rows"]]:
-    """Return squared norms by parameter, zeros where no gradient reaches one."""
+) -> tuple[dict[str, Float64[Tensor, " rows"]], Float64[Tensor, " rows"]]:
+    """Return squared norms by parameter, zeros where no gradient reaches one, and their sum.
+
+    Rows with a factor beyond float32's safe range are infinite.
+    """
     zeros = torch.zeros_like(gradients.losses)
-    return {
-        name: gradients.forms[name].squared_norms() if name in gradients.forms else zeros
-        for name in parameters
-    }
+    squares = dict.fromkeys(parameters, zeros)
+    if not gradients.forms:
+        return squares, zeros
+    lengths = _lengths(gradients.forms, wide=False)
+    tiny = lengths < TINY
+    if bool(tiny.any()):  # for these rows alone: one example must not change another's norm
+        lengths = torch.where(tiny, _lengths(gradients.forms, wide=True), lengths)
+    # False for NaN: what is not known to be safe is left out.
+    safe = torch.where(lengths <= LARGEST_NORM, lengths, torch.inf)
+    products = (safe[0] * safe[1]).square_()
+    squares.update(zip(gradients.forms, products.unbind(), strict=True))
+    return squares, products.sum(0)
+
+
+def _lengths(forms: Mapping[str, Form], *, wide: bool) -> Float64[Tensor, "2 forms rows"]:
+    """Return two factors of each norm, the second one 1 where there is none."""
+    pairs = [form.lengths(wide=wide) for form in forms.values()]
+    ones = torch.ones_like(pairs[0][0])
+    second = [pair[1] if len(pair) == 2 else ones for pair in pairs]
+    return torch.stack([torch.stack([pair[0] for pair in pairs]), torch.stack(second)]).double()

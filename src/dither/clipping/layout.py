@@ -53,16 +53,17 @@ def find_layout(leading: Sequence[int], rows: int) -> Layout:
         rows: Number of examples in the chunk.
 
     Raises:
-        AmbiguousError: Two axes have that size; another number of rows tells them apart.
+        AmbiguousError: It may be two of them; another number of rows tells them apart.
         UnsupportedError: No axis has it.
     """
     if rows == 1:
         return Layout(Place.ALONE, 1)
     found = [axis for axis, size in enumerate(leading[:2]) if size == rows]
-    if len(found) == 2:
+    folds = bool(leading) and leading[0] > 0 and leading[0] % rows == 0
+    if len(found) == 2 or (found == [1] and folds):
         raise AmbiguousError(rows)
     if found:
         return Layout(Place.FIRST if found[0] == 0 else Place.SECOND, rows)
-    if leading and leading[0] > 0 and leading[0] % rows == 0:
+    if folds:
         return Layout(Place.FOLDED, rows)
     raise UnsupportedError(f"no axis of {tuple(leading)} counts the {rows} examples")

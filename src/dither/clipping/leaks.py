@@ -13,7 +13,7 @@ from dither.errors import ModelError
 
 
 def kept_tensors(model: nn.Module, loss_fn: object) -> dict[str, list[Tensor]]:
-    """Return the tensors that a model and a loss hold outside parameters and buffers, by place."""
+    """Return the tensors that a model and a loss hold beside parameters, by place."""
     found: dict[str, list[Tensor]] = {}
     for where, value in _kept(model, loss_fn):
         if isinstance(value, Tensor):
@@ -64,9 +64,10 @@ def _leak(where: str) -> ModelError:
 
 def _kept(model: nn.Module, loss_fn: object) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if not key.startswith("_"):
-                yield from _leaves(f"'{name}.{key}'".replace("'.", "'"), value)
+        held = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+        # A buffer may be another tensor now, which no version tells.
+        for key, value in {**held, **dict(module.named_buffers(recurse=False))}.items():
+            yield from _leaves(f"'{name}.{key}'".replace("'.", "'"), value)
     function = getattr(loss_fn, "function", loss_fn)
     for key, value in getattr(function, "__dict__", {}).items():
         yield from _leaves(f"the loss's '{key}'", value)

@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from dither.errors import ModelError
 
+_WIDE = {torch.float32, torch.float64}
+
 PerExampleLoss = Callable[[Any, Any], Any]
 
 
@@ -118,5 +120,8 @@ def by_rows(losses: Any, rows: int) -> Tensor:
                 fix="use reduction='none', as in functools.partial(F.cross_entropy, "
                 "reduction='none')",
             )
+    first: Tensor = leaves[0]
+    if len(leaves) == 1 and first.shape == (rows,) and first.dtype in _WIDE:
+        return first
     wide = [leaf if leaf.dtype == torch.float64 else leaf.float() for leaf in leaves]
     return torch.stack([leaf.reshape(rows, -1).sum(1) for leaf in wide]).sum(0)

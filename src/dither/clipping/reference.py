@@ -15,7 +15,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
 from dither.clipping.forms import Dense
-from dither.clipping.gradients import Chunk, Gradients, Loss, trainable
+from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss
 from dither.clipping.leaks import check_no_wrapped
 from dither.clipping.loss import by_rows, losses_of
 from dither.errors import ModelError
@@ -33,7 +33,7 @@ class _WithLoss(nn.Module):
         return by_rows(losses_of(self.model, self._loss_fn, data), 1).sum()
 
 
-def differentiate(model: nn.Module, loss_fn: Loss, chunk: Chunk) -> Gradients:
+def differentiate(model: nn.Module, loss_fn: Loss, chunk: Chunk, inventory: Inventory) -> Gradients:
     """Return the per-example gradients of a chunk, all written out.
 
     Each example is run by itself (`vmap` over batches of one), so its gradient depends on no other
@@ -43,11 +43,12 @@ def differentiate(model: nn.Module, loss_fn: Loss, chunk: Chunk) -> Gradients:
         model: Its trainable parameters are differentiated.
         loss_fn: Per-example loss.
         chunk: The examples.
+        inventory: Of the model.
 
     Raises:
         ModelError: The model or the loss cannot be taken example by example.
     """
-    parameters = {f"model.{name}": p.detach() for name, p in trainable(model).items()}
+    parameters = {f"model.{name}": p.detach() for name, p in inventory.parameters.items()}
     whole = _WithLoss(model, loss_fn)
     shared = {
         **{name: p.detach() for name, p in whole.named_parameters() if name not in parameters},

@@ -1,12 +1,36 @@
-"""The float64 total of one parameter's clipped gradients, over all chunks of a batch."""
+"""The totals of clipped gradients, over all chunks of a batch, in memory used again."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from typing import final
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+
+from dither.clipping.arithmetic import ROWS
+from dither.errors import ReleaseError
+
+_STEP = 1 << 18  # numbers widened at a time
+
+
+@final
+class Workspace:
+    """Buffers that outlive a batch: fresh memory costs more than the products written to it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[object, ...], Tensor] = {}
+
+    def take(self, use: str, shape: tuple[int, ...], like: Tensor) -> Float[Tensor, ...]:
+        """Return a buffer of this shape; the next one for the same use overwrites it."""
+        size = math.prod(shape)
+        key = (use, like.dtype, like.device)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[key] = like.new_empty(size)
+        return buffer[:size].view(shape)
 
 
 @final
@@ -15,23 +39,86 @@ class Sum:
 
     Args:
         like: The parameter.
+        workspace: For what is on its way to the total.
         exact: Whether products over examples must be float64 too.
     """
 
-    def __init__(self, like: Tensor, *, exact: bool) -> None:
+    def __init__(self, like: Tensor, workspace: Workspace, *, exact: bool) -> None:
         self.exact = exact
-        self._like = like
+        self.workspace = workspace
+        self._shape = like.shape
+        self._device = like.device
         self._dense: Tensor | None = None
+        self._started = False
+        self._block: Tensor | None = None
+        self._block_rows = 0
+        self._turned: tuple[int, int] | None = None
         self._places: list[Tensor] = []
         self._values: list[Tensor] = []
 
+    def restart(self) -> None:
+        """Forget the total, keep its memory."""
+        self._started = False
+        self._block_rows = 0
+        self._places.clear()
+        self._values.clear()
+
     def add(self, part: Float[Tensor, ...]) -> None:
         """Add a part with as many numbers as the parameter; it is free to change afterwards."""
-        shaped = part.view(self._like.shape)
-        if self._dense is None:
-            self._dense = shaped.to(torch.float64, copy=True)
+        shaped = part if part.shape == self._shape else part.reshape(self._shape)
+        if self._started:
+            self._widen_and_add(shaped)
         else:
-            self._dense.add_(shaped)
+            self._memory().copy_(shaped)
+            self._started = True
+
+    def _widen_and_add(self, part: Tensor) -> None:
+        """Add to the float64 total; torch would widen all of a part at once, in fresh memory."""
+        if part.dtype == torch.float64 or not part.is_contiguous():
+            self._memory().add_(part)
+            return
+        sums, parts = self._memory().view(-1), part.view(-1)
+        for start in range(0, sums.numel(), _STEP):
+            piece = sums[start : start + _STEP]
+            wide = self.workspace.take("wide", (piece.numel(),), sums)
+            piece.add_(wide.copy_(parts[start : start + _STEP]))
+
+    def block(
+        self,
+        turned: tuple[int, int] | None,
+        rows: int,
+        shape: tuple[int, ...],
+        like: Tensor,
+    ) -> tuple[Float[Tensor, ...], float]:
+        """Return a float32 total to add so many rows to, and what its content counts: 0 if new.
+
+        One total takes `ROWS` rows, over chunks too; then it goes into the float64 one.
+
+        Args:
+            turned: Shape of a matrix added as its transpose.
+            rows: At most `ROWS`.
+            shape: To view the total in.
+            like: Type and device.
+        """
+        if self._block_rows and (self._block_rows + rows > ROWS or turned != self._turned):
+            self._flush()
+        if self._block is None or self._block.dtype != like.dtype:
+            self._block = like.new_empty(self._shape.numel())
+        beta = 1.0 if self._block_rows else 0.0
+        self._block_rows += rows
+        self._turned = turned
+        return self._block.view(shape), beta
+
+    def _flush(self) -> None:
+        if self._block_rows:
+            self.add(self._finished())
+            self._block_rows = 0
+
+    def _finished(self) -> Tensor:
+        assert self._block is not None  # noqa: S101 - it has rows
+        if self._turned is None:
+            return self._block.view(self._shape)
+        return self._block.view(self._turned).t().reshape(self._shape)
 
     def add_rows(
         self, places: Int64[Tensor, " entries"], values: Float64[Tensor, "entries width"]
@@ -40,16 +127,58 @@ class Sum:
         self._places.append(places)
         self._values.append(values)
 
-    def result(self) -> Float64[Tensor, ...]:
-        """Return the total, a coalesced sparse tensor where only rows were added."""
+    def rows_room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return memory for values of the next rows to be added."""
+        return self.workspace.take(f"rows {id(self)} {len(self._values)}", shape, like)
+
+    def result(self) -> Float[Tensor, ...]:
+        """Return the total: float32 where one block holds it, sparse where only rows were added."""
+        if self._block_rows and not self._started and not self._places:
+            return self._finished()
+        self._flush()
         if not self._places:
-            if self._dense is None:
-                self.add(torch.zeros_like(self._like))
-            assert self._dense is not None  # noqa: S101 - added above
-            return self._dense
-        places, values = torch.cat(self._places), torch.cat(self._values)
-        if self._dense is not None:
-            return self._dense.index_add_(0, places, values)
-        shape = tuple(self._like.shape)
-        sparse = torch.sparse_coo_tensor(places[None], values, shape, check_invariants=False)
-        return sparse.coalesce()
+            return self._memory() if self._started else self._memory().zero_()
+        several = len(self._places) > 1
+        places = torch.cat(self._places) if several else self._places[0]
+        values = torch.cat(self._values) if several else self._values[0]
+        if self._started:
+            return self._memory().index_add_(0, places, values)
+        rising = not several and bool((places[1:] > places[:-1]).all())
+        sparse = torch.sparse_coo_tensor(
+            places[None],
+            values,
+            tuple(self._shape),
+            is_coalesced=rising,
+            check_invariants=False,
+        )
+        return sparse if rising else sparse.coalesce()
+
+    def _memory(self) -> Tensor:
+        if self._dense is None:
+            self._dense = torch.empty(self._shape, dtype=torch.float64, device=self._device)
+        return self._dense
+
+
+@final
+class Totals:
+    """The totals of one batch, readable until the engine's next one overwrites them."""
+
+    def __init__(self) -> None:
+        self._chunk: Mapping[str, Tensor] | None = None
+
+    def fill(self, chunk: Mapping[str, Tensor]) -> None:
+        """Say what there is to read."""
+        self._chunk = chunk
+
+    def withdraw(self) -> None:
+        """Say that the memory is used anew: what it holds then is another sample's."""
+        self._chunk = None
+
+    def __iter__(self) -> Iterator[Mapping[str, Tensor]]:
+        if self._chunk is None:
+            raise ReleaseError(
+                expected="a sum released before its engine sums the next batch",
+                got="one whose memory holds another batch by now",
+                fix="release each sum at once, or use clipped_sum, which shares no memory",
+            )
+        yield self._chunk

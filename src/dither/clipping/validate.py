@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from dither.errors import ModelError
+from dither.clipping.gradients import trainable
+from dither.clipping.styles import Style
+from dither.errors import ConfigError, ModelError
 
 
 def check_model(model: nn.Module) -> None:
@@ -53,3 +55,45 @@ def _check_precision(model: nn.Module) -> None:
                 got=f"{parameter.dtype} at '{name}'",
                 fix="call model.float(): rounding in fewer bits would exceed the numeric slack",
             )
+
+
+def check_style(style: Style, model: nn.Module, l2_clip: float) -> None:
+    """Refuse a style that breaks its promise on made-up norms, before records are seen.
+
+    Norms range over twelve decades, alone and in a batch of others. This cannot prove a style of
+    the user's right; it finds those that scale wrongly or look across the batch.
+
+    Args:
+        style: The style.
+        model: Its trainable parameters name the groups.
+        l2_clip: C.
+
+    Raises:
+        ConfigError: A contribution would be longer than C, or depend on other examples.
+    """
+    names = list(trainable(model))
+    sizes = torch.logspace(-6.0, 6.0, 13, dtype=torch.float64) * l2_clip
+    shares = torch.arange(1.0, 1.0 + len(names), dtype=torch.float64)
+    squares = {n: sizes.square() * w for n, w in zip(names, shares / shares.sum(), strict=True)}
+    lengths = _lengths(style, squares, l2_clip)
+    alone = [
+        _lengths(style, {n: s[i : i + 1] for n, s in squares.items()}, l2_clip)
+        for i in range(sizes.numel())
+    ]
+    if not bool((lengths <= l2_clip * (1.0 + 1e-9)).all()):  # a NaN is not below anything
+        raise ConfigError(
+            expected=f"a style whose contributions have norms of at most {l2_clip:g}",
+            got=f"{float(lengths.max()):g} from {type(style).__name__}",
+            fix="make sure that Σ factor²·‖g‖² over the parameters is at most l2_clip²",
+        )
+    if not torch.allclose(lengths, torch.cat(alone), rtol=1e-9, atol=0.0):
+        raise ConfigError(
+            expected="a style whose factors depend on one example alone",
+            got=f"{type(style).__name__}, whose factors change with the rest of the batch",
+            fix="take out statistics of the batch; make bounds of released values only",
+        )
+
+
+def _lengths(style: Style, squares: dict[str, Tensor], l2_clip: float) -> Tensor:
+    factors = style.factors(squares, l2_clip)
+    return torch.stack([factors[name].square() * squares[name] for name in squares]).sum(0).sqrt()

@@ -11,6 +11,10 @@ from dither.noise.core import Buffer
 
 LARGEST_SIGMA = 2.0**40
 LARGEST_SIGMA_INT32 = 2.0**26
+_TYPES = {
+    name: np.dtype(name)
+    for name in ("float32", "float64", "int16", "int32", "int64", "uint8", "uint32", "uint64")
+}
 
 
 def core_array(buffer: object, types: Sequence[str], *, written: bool = True) -> np.ndarray:
@@ -27,7 +31,7 @@ def core_array(buffer: object, types: Sequence[str], *, written: bool = True) ->
     wanted = f"a contiguous one-dimensional {' or '.join(types)} array on the CPU"
     array = _view(buffer, wanted)
     problem = None
-    if array.dtype.name not in types or not array.dtype.isnative:
+    if not any(array.dtype == _TYPES[name] for name in types):
         problem = f"dtype {array.dtype}", f"make it with dtype {types[0]}"
     elif array.ndim != 1:
         problem = f"shape {array.shape}", "pass its reshape(-1), a view of the same memory"

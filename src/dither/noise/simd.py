@@ -27,6 +27,7 @@ _USES = {
 _chosen: ContextVar[str | None] = ContextVar("dither_simd", default=None)
 
 
+@cache
 def available() -> tuple[str, ...]:
     """Return the instruction sets that this build and processor have, narrowest first."""
     features = set(_native.cpu_features())

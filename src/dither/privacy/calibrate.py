@@ -9,7 +9,7 @@ from scipy import optimize
 
 from dither.errors import ConfigError
 from dither.privacy.accountant import epsilon
-from dither.privacy.events import Relation, SampledGaussian
+from dither.privacy.events import Event, Relation, SampledGaussian
 
 _SMALLEST, _LARGEST = 2.0**-4, 2.0**14
 
@@ -22,6 +22,7 @@ def noise_multiplier(
     rate: float,
     steps: int,
     relation: Relation = Relation.ZERO_OUT,
+    beside: tuple[tuple[Event, int], ...] = (),
     tolerance: float = 2e-4,
 ) -> float:
     """Return the smallest noise multiplier z whose plan stays within ε.
@@ -32,13 +33,15 @@ def noise_multiplier(
         rate: Poisson sampling rate in (0, 1].
         steps: Number of steps, at least 1.
         relation: Neighbouring relation.
+        beside: Other releases that the same budget pays for, with how often each happens.
         tolerance: Relative width at which the search stops.
 
     Returns:
-        z, always on the safe side: ε(z) ≤ ``target_epsilon`` holds for the value returned.
+        z, always on the safe side: ε(z) ≤ ``target_epsilon`` holds for the value returned, for the
+        steps and what is beside them together.
 
     Raises:
-        ConfigError: ε ≤ 0, or no z up to 2¹⁴ reaches it.
+        ConfigError: ε ≤ 0, no z up to 2¹⁴ reaches it, or what is beside the steps takes it all.
     """
     if not (target_epsilon > 0.0 and math.isfinite(target_epsilon)):
         raise ConfigError(
@@ -47,8 +50,10 @@ def noise_multiplier(
             fix="choose a budget, for instance --epsilon 1",
         )
 
+    _require_room(target_epsilon, delta, relation, beside)
+
     def spent(z: float) -> float:
-        return epsilon([(SampledGaussian(rate, z), steps)], delta, relation)
+        return epsilon([(SampledGaussian(rate, z), steps), *beside], delta, relation)
 
     safe = 1.0
     while spent(safe) > target_epsilon:
@@ -73,3 +78,15 @@ def noise_multiplier(
     while spent(z) > target_epsilon:  # Brent may end on the unsafe side
         z *= 1.0 + tolerance / 2
     return z
+
+
+def _require_room(
+    target: float, delta: float, relation: Relation, beside: tuple[tuple[Event, int], ...]
+) -> None:
+    taken = epsilon(beside, delta, relation)
+    if taken >= target:
+        raise ConfigError(
+            expected=f"an epsilon above the {taken:.3g} that the releases beside the steps take",
+            got=f"{target:g}",
+            fix="give them more noise, release them less often, or raise epsilon",
+        )

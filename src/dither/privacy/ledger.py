@@ -163,13 +163,15 @@ class Ledger:
     def entries(self, run: str | None = None) -> list[Entry]:
         """Return the verified entries, of one run or of all.
 
+        A part of a run is named after it, ``run/quantile``, and belongs to it.
+
         Raises:
             LedgerError: The chain is broken.
         """
         with connect(self.path, self._busy_seconds) as database:
             _read_header(database, self.path)
             found = list(_read_entries(database, self.path))
-        return [entry for entry in found if run is None or entry.run == run]
+        return [entry for entry in found if run is None or f"{entry.run}/".startswith(f"{run}/")]
 
     def head(self) -> Head:
         """Return the last entry's number and hash; number 0 for an empty account."""
@@ -248,7 +250,7 @@ class Ledger:
             self._insert(database, run=run, kind="non_private", event=event, count=1, detail=detail)
 
     def charged(self, run: str) -> int:
-        """Return how many releases a run has charged."""
+        """Return how many releases a run has charged, without those of its parts."""
         with connect(self.path, self._busy_seconds) as database:
             return _charged(database, run)
 

@@ -97,6 +97,7 @@ class Plan:
         delta: float,
         l2_clip: float = 1.0,
         relation: Relation = Relation.ZERO_OUT,
+        beside: tuple[tuple[Event, int], ...] = (),
         **options: Any,
     ) -> Plan:
         """Return the plan whose ε is the given one, found through its noise multiplier.
@@ -109,6 +110,9 @@ class Plan:
             delta: δ.
             l2_clip: Clip bound C.
             relation: Neighbouring relation.
+            beside: Other releases of the run, each with its count, that ε covers too: those of
+                adaptive clipping (`AdaptiveClip.beside`). They are charged by plans of their own,
+                so this plan's `epsilon` is below the budget by their part.
             **options: Other fields of `Plan`.
 
         Raises:
@@ -133,7 +137,9 @@ class Plan:
         rate = batch_size / records
         if epsilon > 10.0:
             _warn(f"epsilon {epsilon:g} is above 10: it promises very little to one record")
-        z = noise_multiplier(epsilon, delta=delta, rate=rate, steps=steps, relation=relation)
+        z = noise_multiplier(
+            epsilon, delta=delta, rate=rate, steps=steps, relation=relation, beside=beside
+        )
         sampler = SamplerKind.FULL if rate == 1.0 else SamplerKind.POISSON
         return cls(
             records=records,

@@ -41,6 +41,7 @@ class ChunkEncoder:
         noise: Fresh or from a pool; every draw is used once.
         scale: Public factor of released values, as `codec.check_scale` takes it.
         dtype: Of released tensors, float32 or float64.
+        out: Flat memory for released tensors, filled from its start.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class ChunkEncoder:
         *,
         scale: float = 1.0,
         dtype: torch.dtype = torch.float64,
+        out: Tensor | None = None,
     ) -> None:
         self._lattice = lattice
         self._noise = noise
         self._host = Encoder(lattice, noise)
         self._scale = check_scale(scale)
         self._dtype = check_dtype(dtype)
+        self._out = None if out is None else check_out(out, dtype)
 
     def encode(self, chunk: Mapping[str, Tensor]) -> Encoded:
         """Return a message with noise on every coordinate, in the order of the chunk.
@@ -86,7 +89,7 @@ class ChunkEncoder:
         device = self._device(chunk)
         if device is not None:
             return _named(device.decode(message).mul_(self._scale).to(self._dtype), chunk)
-        total = torch.empty(message.size, dtype=self._dtype)
+        total = self._memory(message.size)
         self._host.decode(message, scale=self._scale, out=total.numpy())
         return _named(total, chunk)
 
@@ -102,7 +105,7 @@ class ChunkEncoder:
         if self._device(chunk) is not None:
             encoded = self.encode(chunk)
             return self.decode(encoded.message, chunk), encoded.saturated
-        total = torch.empty(_size(chunk), dtype=self._dtype)
+        total = self._memory(_size(chunk))
         out = total.numpy()
         message = np.empty(min(out.size, BLOCK), message_type(self._lattice))
         start = saturated = 0
@@ -115,6 +118,13 @@ class ChunkEncoder:
                 start += part.size
         return _named(total, chunk), saturated
 
+    def _memory(self, size: int) -> Tensor:
+        """Return memory for the next chunk's tensors: the rest of ``out`` if it is long enough."""
+        if self._out is None or self._out.numel() < size:
+            return torch.empty(size, dtype=self._dtype)
+        taken, self._out = self._out[:size], self._out[size:]
+        return taken
+
     def _device(self, chunk: Mapping[str, Tensor]) -> DeviceEncoder | None:
         devices = {tensor.device for tensor in chunk.values()}
         if len(devices) != 1:
@@ -123,6 +133,22 @@ class ChunkEncoder:
         if device.type == "cpu" or not supports(device) or not isinstance(self._noise, Draws):
             return None
         return DeviceEncoder(self._lattice, self._noise, device)
+
+
+def check_out(out: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return memory that released tensors may be written to.
+
+    Raises:
+        ConfigError: It is not flat, of another type, or not on the CPU.
+    """
+    flat = out.ndim == 1 and out.is_contiguous() and not out.requires_grad
+    if not flat or out.dtype != dtype or out.device.type != "cpu":
+        raise ConfigError(
+            expected=f"contiguous flat memory of {dtype} on the CPU",
+            got=f"{out.dtype} of shape {tuple(out.shape)} on {out.device}",
+            fix="make it with torch.empty(dimension, dtype=dtype), or leave out= out",
+        )
+    return out
 
 
 def check_dtype(dtype: torch.dtype) -> torch.dtype:

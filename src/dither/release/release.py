@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dither.errors import ReleaseError
+from dither.errors import ConfigError, ReleaseError
 from dither.noise.key import Key
 from dither.noise.pool import FreshNoise, Noise, is_private
 from dither.privacy.account import Account
@@ -39,6 +39,7 @@ def release_sum(
     *,
     scale: float = 1.0,
     dtype: torch.dtype = torch.float64,
+    out: Tensor | None = None,
 ) -> Released:
     """Release a sum with the noise its plan promises.
 
@@ -56,6 +57,8 @@ def release_sum(
         scale: Public factor of the released tensors, such as 1 / expected batch size. Not the
             actual batch size, which is secret.
         dtype: Of the released tensors, float32 or float64.
+        out: Flat memory on the CPU for all of them, used again from release to release: their
+            views live until the next one. Fresh memory by default, and on other devices.
 
     Raises:
         SamplingError: The sample was used before or is not the plan's.
@@ -69,8 +72,9 @@ def release_sum(
     carrier = transport or Solo()
     source = noise or FreshNoise(Key())
     _require_protection(bounded, account, source)
+    _require_slack(bounded, account)
     lattice = account.plan.bind(bounded.l2_clip, bounded.dimension, carrier.world_size)
-    encoder = ChunkEncoder(lattice, source, scale=scale, dtype=dtype)
+    encoder = ChunkEncoder(lattice, source, scale=scale, dtype=dtype, out=out)
     bounded.ticket.spend(account.plan)
     account.charge(account.plan.event)
     tensors: dict[str, Tensor] = {}
@@ -101,6 +105,19 @@ def _require_protection(bounded: BoundedSum, account: Account, source: Noise) ->
             expected="trust central or local",
             got=f"{account.plan.trust}, whose shares of noise protect only behind masks",
             fix="plan with trust local; no transport masks messages yet",
+        )
+
+
+def _require_slack(bounded: BoundedSum, account: Account) -> None:
+    plan = account.plan
+    needed = bounded.slack.get(plan.relation, 0.0)
+    if needed > plan.numeric_slack:
+        raise ConfigError(
+            expected=f"a sum whose rounding stays within {plan.numeric_slack:g} of its bound, as "
+            f"the plan charges under {plan.relation}",
+            got=f"one that may need {needed:.2g}",
+            fix="clip with the plan's relation, Clipping(relation=...), or plan with more "
+            "numeric_slack",
         )
 
 

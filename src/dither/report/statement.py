@@ -160,6 +160,7 @@ def _trust(about: Document) -> Paragraph:
 def _mechanism(about: Document) -> Paragraph:
     plan = about.table("plan")
     rate = about.number("plan", "sampling_rate")
+    style = about.text("config", "clipping") or "flat"
     if plan.get("sampler") == "full":
         sampler = "Every training record enters every step."
     else:
@@ -168,13 +169,25 @@ def _mechanism(about: Document) -> Paragraph:
             f"secret coin, with probability {plain(rate, 6)}."
         )
     text = (
-        f"{sampler} Each unit's gradient is clipped to an L2 norm of "
-        f"{plain(about.number('plan', 'l2_clip'))}, the clipped gradients are summed, and rounded "
-        "Gaussian noise on an integer lattice is added, "
+        f"{sampler} Each unit's gradient is {_CLIPPED.get(style, 'clipped')} to an L2 norm of at "
+        f"most {plain(about.number('plan', 'l2_clip'))}, the clipped gradients are summed, and "
+        "rounded Gaussian noise on an integer lattice is added, "
         f"{plain(about.number('plan', 'noise_multiplier'), 6)} times the sensitivity. The "
         "sensitivity includes lattice rounding and the numeric slack of the sum."
     )
+    if style == "adaptive":
+        text += (
+            " The bound follows a quantile of gradient norms: counts on samples of their own, with "
+            "noise of their own, which ε includes; the released sum is scaled by the bound."
+        )
     return Paragraph("Sampler and noise", text)
+
+
+_CLIPPED = {
+    "automatic": "normalised",
+    "per_layer": "clipped layer by layer",
+    "adaptive": "clipped to a bound that moves, and scaled",
+}
 
 
 def _accountant(about: Document, summary: Document | None) -> Paragraph:

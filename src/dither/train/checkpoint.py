@@ -39,6 +39,7 @@ class Checkpoint:
         head: The ledger's last entry then; a ledger without it is refused on resume.
         seconds: Training time by then.
         timing: The same by part.
+        bound: Where gradients are clipped, with adaptive clipping: made of released values.
     """
 
     run: str
@@ -47,6 +48,7 @@ class Checkpoint:
     head: Head | None
     seconds: float
     timing: Mapping[str, float]
+    bound: float | None = None
 
 
 def save_checkpoint(
@@ -70,6 +72,7 @@ def save_checkpoint(
         "head": None if head is None else [head.sequence, head.hash],
         "seconds": checkpoint.seconds,
         "timing": dict(checkpoint.timing),
+        "bound": checkpoint.bound,
         "digest": _digest(tensors),
     }
     path = folder / f"step-{checkpoint.step:09d}.safetensors"  # names sort by step
@@ -114,6 +117,7 @@ def load_checkpoint(path: Path, run: str, model: nn.Module, optimizer: Optimizer
         head=None if head is None else Head(*head),
         seconds=facts["seconds"],
         timing=facts["timing"],
+        bound=facts.get("bound"),  # runs from before adaptive clipping have none
     )
 
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from dither.clipping.loss import per_example
+from dither.clipping.loss import ModelLoss, per_example
+from dither.clipping.styles import Style
 from dither.clipping.validate import check_model
 from dither.errors import ConfigError
 from dither.noise.entropy import Entropy, InsecureSeed, OsEntropy
@@ -23,6 +24,7 @@ from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
 from dither.sampling.loader import PoissonLoader, check_loader, poisson_loader
 from dither.sampling.poisson import PoissonSampler
+from dither.train.adaptive import AdaptiveBound, AdaptiveClip, quantile_samples
 from dither.train.step import PrivateStep
 
 
@@ -31,12 +33,15 @@ def make_private(
     optimizer: Optimizer,
     loader: DataLoader[Any],
     *,
-    loss_fn: Callable[[Any, Any], Tensor],
+    loss_fn: Callable[[Any, Any], Any] | ModelLoss,
     ledger: str | Path | Ledger,
     epsilon: float | None = None,
     delta: float | None = None,
     epochs: int | None = None,
     l2_clip: float = 1.0,
+    clipping: Style | AdaptiveClip | None = None,
+    microbatch_size: int | None = None,
+    memory_limit: int | None = None,
     plan: Plan | None = None,
     store: str = "unnamed records",
     relation: str = "zero_out",
@@ -59,14 +64,21 @@ def make_private(
         optimizer: Over the model's parameters.
         loader: A `DataLoader` with a map-style data set and ``batch_size``, which becomes the
             expected batch size. One pass of the returned loader has as many batches.
-        loss_fn: Criterion with any reduction, or a function giving one loss an example.
+        loss_fn: Criterion with any reduction, a function giving one loss an example, or a
+            `ModelLoss`, which calls the model itself.
         ledger: The SQLite account of these records, created when absent. Use one per data set, for
             all runs on it: budgets add up.
-        epsilon: Budget ε of all epochs together.
+        epsilon: Budget ε of all epochs together, with all that adaptive clipping releases.
         delta: δ, well below 1/len(dataset).
         epochs: Passes over the loader that the budget is for.
         l2_clip: Bound on the L2 norm of one record's gradient.
-        plan: A ready plan, instead of epsilon, delta, epochs, l2_clip and relation.
+        clipping: How gradients become shorter: `Flat` (the default), `Automatic`, `PerLayer`, a
+            style of your own, or `AdaptiveClip`. A sum's sensitivity is ``l2_clip`` in each, so no
+            style changes ε; `AdaptiveClip` makes releases of its own, which are charged.
+        microbatch_size: Examples that pass through the model at a time. Speed and memory only.
+        memory_limit: Bytes that one pass may take, about. Speed and memory only.
+        plan: A ready plan, instead of epsilon, delta, epochs, l2_clip and relation. Adaptive
+            clipping costs ε on top of it, unless `Plan.calibrate` was told (``beside``).
         store: Name of the records, which the ledger is bound to.
         relation: ``zero_out`` or ``replace_one`` (add_remove needs a plan with a declared n).
         sensitive: Whether unprotected use must be forced.
@@ -116,6 +128,7 @@ def make_private(
         epochs=epochs,
         l2_clip=l2_clip,
         relation=_relation(relation),
+        adaptive=clipping if isinstance(clipping, AdaptiveClip) else None,
     )
     _check_records(promise, records)
     entropy: Entropy = OsEntropy() if insecure_seed is None else InsecureSeed(insecure_seed)
@@ -124,12 +137,22 @@ def make_private(
     if not entropy.secret:
         reason = unprotected(book, f"insecure seed {insecure_seed}", force=force)
     account = Account(book, run or uuid.uuid4().hex, promise, lease=lease, insecure=reason)
+    adaptive = None
+    if isinstance(clipping, AdaptiveClip):
+        draw = quantile_samples(
+            loader.dataset, promise.sampling_rate, entropy, collate=loader.collate_fn
+        )
+        adaptive = AdaptiveBound(clipping, account, draw, entropy)
     step = PrivateStep(
         model,
         optimizer,
         loss_fn=per_example(loss_fn),
         account=account,
         entropy=entropy,
+        style=None if isinstance(clipping, AdaptiveClip) else clipping,
+        adaptive=adaptive,
+        microbatch_size=microbatch_size,
+        memory_limit=memory_limit,
         noise_pool=noise_pool,
     )
     sampler = PoissonSampler(records, promise.sampling_rate, entropy.stream("sampling"))
@@ -144,6 +167,7 @@ def _plan(
     epochs: int | None,
     l2_clip: float,
     relation: Relation,
+    adaptive: AdaptiveClip | None,
 ) -> Plan:
     if epsilon is None or delta is None or epochs is None:
         raise ConfigError(
@@ -158,14 +182,15 @@ def _plan(
         raise ConfigError(
             expected="a data set with records", got="an empty one", fix="check the data set"
         )
+    batch_size = loader.batch_size or 1
+    size: dict[str, int] = {
+        "records": records,
+        "batch_size": batch_size,
+        "steps": epochs * math.ceil(records / batch_size),
+    }
+    beside = adaptive.beside(**size) if adaptive and batch_size <= records else ()
     return Plan.calibrate(
-        epsilon=epsilon,
-        records=records,
-        batch_size=loader.batch_size or 1,
-        steps=epochs * math.ceil(records / (loader.batch_size or 1)),
-        delta=delta,
-        l2_clip=l2_clip,
-        relation=relation,
+        epsilon=epsilon, delta=delta, l2_clip=l2_clip, relation=relation, beside=beside, **size
     )
 
 

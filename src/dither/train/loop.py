@@ -15,7 +15,10 @@ from dither.config import TrainConfig
 from dither.data.build import Progress
 from dither.errors import BudgetExhaustedError, StoppedError
 from dither.files import write_json
+from dither.privacy.accountant import epsilon
+from dither.privacy.plan import Plan
 from dither.sampling.loader import PoissonBatch
+from dither.train.adaptive import AdaptiveBound
 from dither.train.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -43,6 +46,7 @@ from dither.train.setup import (
     open_ledger,
     open_store,
     split_store,
+    style,
     unprotected_reason,
 )
 from dither.train.step import PrivateStep
@@ -151,6 +155,8 @@ def _resume(run: Run, watcher: Watcher | None, stop: Stop) -> Path:
                 parts.ledger.require(found.head)
             position = _Position(found.step, found.spent, found.seconds, saved=found.step)
             position.add(found.timing)
+            if parts.adaptive is not None and found.bound is not None:
+                parts.adaptive.resume(found.bound, found.step)
         if parts.account is not None:
             # What was charged may have been released, whether or not its model survived.
             position.spent = parts.account.steps_charged
@@ -222,12 +228,17 @@ def _make_step(run: Run, parts: Parts) -> Callable[[PoissonBatch, _Position], di
             return {"step": position.step, "batch_size": batch.size}
 
         return plain_step
+    mebibytes = run.config.memory_limit
     private = PrivateStep(
         parts.model,
         parts.optimizer,
         loss_fn=parts.loss_fn,
         account=parts.account,
         entropy=parts.entropy,
+        style=style(run.config),
+        adaptive=parts.adaptive,
+        microbatch_size=run.config.microbatch_size,
+        memory_limit=None if mebibytes is None else mebibytes << 20,
         noise_pool=run.config.noise_pool,
     )
 
@@ -251,13 +262,15 @@ def _checkpoint(run: Run, parts: Parts, position: _Position, watcher: Watcher | 
     """Evaluate on held-out records, then save model, position and ledger head."""
     start = time.perf_counter()
     if run.plan is not None and parts.account is not None and parts.account.insecure is None:
-        position.epsilon = run.plan.epsilon(position.spent)
+        position.epsilon = _epsilon(run.plan, parts.adaptive, position.spent)
     metrics = held_out(parts.model, parts.store, parts.split.test).metrics()
+    bound = None if parts.adaptive is None else parts.adaptive.bound
     line = {
         "step": position.step,
         "epsilon": position.epsilon,
         **metrics,
         "seconds": position.seconds,
+        **({} if bound is None else {"clip_bound": bound}),
     }
     evaluated = time.perf_counter()
     # Lines first: those after the last whole checkpoint are dropped on resume.
@@ -269,12 +282,21 @@ def _checkpoint(run: Run, parts: Parts, position: _Position, watcher: Watcher | 
         head=parts.ledger.head(),
         seconds=position.seconds,
         timing=position.timing,
+        bound=bound,
     )
     save_checkpoint(run.checkpoints, where, parts.model, parts.optimizer)
     position.saved = position.step
     position.add({"evaluate": evaluated - start, "checkpoint": time.perf_counter() - evaluated})
     if watcher:
         watcher.evaluated(line)
+
+
+def _epsilon(plan: Plan, adaptive: AdaptiveBound | None, spent: int) -> float:
+    """Return ε of what was released so far, quantiles included."""
+    events = [(plan.event, spent)]
+    if adaptive is not None:
+        events.append((adaptive.account.plan.event, adaptive.releases))
+    return epsilon(events, plan.delta, plan.relation)
 
 
 def _finish(run: Run, parts: Parts, position: _Position) -> Path:

@@ -46,5 +46,4 @@ class PlainStep:
         loss = sum(part.sum() for part in losses) / self._divisor
         loss.backward()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return {"optimizer": time.perf_counter() - start}

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from dither.clipping.arithmetic import required_slack
 from dither.clipping.gradients import Loss
 from dither.clipping.loss import per_example
+from dither.clipping.styles import Automatic, PerLayer, Style
 from dither.clipping.validate import check_model
 from dither.config import TrainConfig
 from dither.data.build import Progress, cached_store
@@ -26,6 +27,7 @@ from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
 from dither.sampling.loader import PoissonLoader
 from dither.sampling.poisson import PoissonSampler
+from dither.train.adaptive import AdaptiveBound, AdaptiveClip, quantile_samples
 from dither.train.models import mlp
 from dither.train.run import Run
 
@@ -34,7 +36,7 @@ _SLACK = 2e-3  # share of C; Plan's default
 
 @dataclass(frozen=True)
 class Parts:
-    """A run's moving parts. ``account`` is None without privacy."""
+    """A run's moving parts. ``account`` is None without privacy, ``adaptive`` where B is fixed."""
 
     store: RecordStore
     split: Split
@@ -44,6 +46,7 @@ class Parts:
     entropy: Entropy
     ledger: Ledger
     account: Account | None
+    adaptive: AdaptiveBound | None
 
     def loader(self, batches: int, rate: float) -> PoissonLoader:
         """Return a loader of fresh Poisson batches of training records."""
@@ -109,16 +112,28 @@ def make_plan(config: TrainConfig, train_records: int) -> Plan:
             numeric_slack=slack,
         )
     assert config.epsilon is not None  # noqa: S101 - checked with the options
+    size = {"records": records, "batch_size": config.batch_size, "steps": config.steps}
+    adaptive = adaptive_clip(config)
     return Plan.calibrate(
         epsilon=config.epsilon,
-        records=records,
-        batch_size=config.batch_size,
-        steps=config.steps,
+        **size,
+        beside=() if adaptive is None else adaptive.beside(**size),
         delta=config.delta,
         l2_clip=config.l2_clip,
         relation=relation,
         numeric_slack=slack,
     )
+
+
+def adaptive_clip(config: TrainConfig) -> AdaptiveClip | None:
+    """Return the options of adaptive clipping, where it is asked for."""
+    return AdaptiveClip(config.clip_quantile) if config.clipping == "adaptive" else None
+
+
+def style(config: TrainConfig) -> Style | None:
+    """Return how gradients are clipped, None for flat and adaptive clipping."""
+    styles: dict[str, Style] = {"automatic": Automatic(), "per_layer": PerLayer()}
+    return styles.get(config.clipping)
 
 
 def check_model_size(config: TrainConfig, plan: Plan | None, store: RecordStore) -> None:
@@ -181,6 +196,12 @@ def assemble(
         )
     elif reason is not None:
         ledger.record_non_private(run.id, reason, {})
+    clip = adaptive_clip(config)
+    adaptive = None
+    if clip is not None and account is not None:
+        dataset = StoreDataset(store, split.train)
+        draw = quantile_samples(dataset, account.plan.sampling_rate, entropy)
+        adaptive = AdaptiveBound(clip, account, draw, entropy, records=store.id)
     return Parts(
         store=store,
         split=split,
@@ -190,6 +211,7 @@ def assemble(
         entropy=entropy,
         ledger=ledger,
         account=account,
+        adaptive=adaptive,
     )
 
 
@@ -197,4 +219,3 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     if config.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     return torch.optim.SGD(model.parameters(), lr=config.learning_rate, momentum=config.momentum)
-

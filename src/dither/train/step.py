@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -17,6 +17,8 @@ from dither.clipping.arithmetic import required_slack
 from dither.clipping.clipping import Clipping, Diagnostics
 from dither.clipping.engine import ClippingEngine
 from dither.clipping.gradients import Loss
+from dither.clipping.styles import Flat, Style
+from dither.clipping.validate import check_style
 from dither.errors import ConfigError, ModelError, SamplingError
 from dither.noise.entropy import Entropy
 from dither.noise.pool import FreshNoise, Noise, NoisePool, PoolStats
@@ -25,6 +27,7 @@ from dither.privacy.plan import Plan
 from dither.release.release import release_sum
 from dither.release.transport import Transport
 from dither.sampling.loader import PoissonBatch
+from dither.train.adaptive import AdaptiveBound
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,13 @@ class StepMetrics:
         step: Number of steps that this `PrivateStep` has made.
         seconds: Time by part: clip, release, optimizer. Not covered by the guarantee.
         operator: Exact figures that are not released.
+        bound: Where gradients were clipped, with adaptive clipping; public.
     """
 
     step: int
     seconds: Mapping[str, float]
     operator: OperatorMetrics
+    bound: float | None = None
 
 
 @final
@@ -69,6 +74,11 @@ class PrivateStep:
         loss_fn: Per-example loss.
         account: The run that pays.
         entropy: Source of noise and dropout.
+        style: How gradients become shorter; the sensitivity is the plan's clip bound in each.
+        adaptive: Moves the bound, in place of a style.
+        microbatch_size: Examples that pass through the model at a time. Changes speed and memory
+            only, as does the next.
+        memory_limit: Bytes that one pass may take, about.
         noise_pool: Make noise ahead, on a thread of its own: worth it where a core is idle and the
             model is large. Changes speed and nothing else.
         transport: Carries messages between ranks.
@@ -82,11 +92,17 @@ class PrivateStep:
         loss_fn: Loss,
         account: Account,
         entropy: Entropy,
+        style: Style | None = None,
+        adaptive: AdaptiveBound | None = None,
+        microbatch_size: int | None = None,
+        memory_limit: int | None = None,
         noise_pool: bool = False,
         transport: Transport | None = None,
     ) -> None:
         check_optimizer(model, optimizer)
         check_slack(account.plan)
+        chosen = _style(style, adaptive)
+        check_style(chosen, model, account.plan.l2_clip)
         self.model = model
         self.optimizer = optimizer
         self.account = account
@@ -94,10 +110,14 @@ class PrivateStep:
         self._dropout = entropy.stream("dropout")
         clipping = Clipping(
             account.plan.l2_clip,
+            style=chosen,
             relation=account.plan.relation,
+            microbatch_size=microbatch_size,
+            memory_limit=memory_limit,
             expected_rows=max(1, round(account.plan.expected_batch_size)),
         )
         self._engine = ClippingEngine(model, loss_fn, clipping, self._dropout)
+        self._released = _memory(model)
         self._one_at_a_time = threading.Lock()
         self._noise = _noise(
             model,
@@ -107,6 +127,7 @@ class PrivateStep:
             ranks=transport.world_size if transport else 1,
         )
         self._transport = transport
+        self._adaptive = adaptive
 
     @property
     def plan(self) -> Plan:
@@ -123,7 +144,7 @@ class PrivateStep:
             self._noise.close()
 
     def epsilon(self) -> float:
-        """Return ε charged so far by this run, recomputed from the ledger."""
+        """Return ε charged so far by this run, its quantiles included, from the ledger."""
         return self.account.ledger.epsilon(self.plan.delta, self.account.run)
 
     def __call__(self, batch: object) -> StepMetrics:
@@ -149,6 +170,9 @@ class PrivateStep:
     def _step(self, batch: PoissonBatch) -> StepMetrics:
         start = time.perf_counter()
         check_rows(batch)
+        if self._adaptive is not None:
+            self._adaptive.before_step(self._engine.norms, self._transport)
+            self._engine.clipping = replace(self._engine.clipping, style=self._adaptive.style)
         clipped = self._engine(batch.data, batch.ticket)
         after_clip = time.perf_counter()
         released = release_sum(
@@ -156,8 +180,9 @@ class PrivateStep:
             self.account,
             self._transport,
             self._noise,
-            scale=1.0 / self.plan.expected_batch_size,
-            dtype=gradient_dtype(self.model),
+            scale=self._scale(),
+            dtype=self._released.dtype,
+            out=self._released,
         )
         after_release = time.perf_counter()
         apply_gradient(self.model, self.optimizer, released.tensors)
@@ -168,7 +193,25 @@ class PrivateStep:
             "optimizer": time.perf_counter() - after_release,
         }
         operator = OperatorMetrics(clipped.diagnostics, released.saturated)
-        return StepMetrics(self.steps_made, seconds, operator)
+        bound = None if self._adaptive is None else self._adaptive.bound
+        return StepMetrics(self.steps_made, seconds, operator, bound)
+
+    def _scale(self) -> float:
+        """Return what turns the released sum into a mean: clipped at B it was scaled by C/B."""
+        clipping = self._engine.clipping
+        return clipping.bound / clipping.l2_clip / self.plan.expected_batch_size
+
+
+def _style(style: Style | None, adaptive: AdaptiveBound | None) -> Style:
+    if adaptive is None:
+        return style or Flat()
+    if style is not None:
+        raise ConfigError(
+            expected="a style or adaptive clipping",
+            got=f"both {type(style).__name__} and adaptive clipping",
+            fix="leave one out: adaptive clipping is flat, with a bound that moves",
+        )
+    return adaptive.style
 
 
 def _noise(model: nn.Module, plan: Plan, entropy: Entropy, *, ahead: bool, ranks: int) -> Noise:
@@ -221,12 +264,27 @@ def apply_gradient(model: nn.Module, optimizer: Optimizer, gradients: Mapping[st
 
     They become ``p.grad`` as they are, views of one memory; only those of another type are copied.
     """
-    optimizer.zero_grad(set_to_none=True)
+    _clear(optimizer)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parameter.grad = gradients[name].to(parameter.dtype)
+            gradient = gradients[name]
+            same = gradient.dtype is parameter.dtype
+            parameter.grad = gradient if same else gradient.to(parameter.dtype)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    _clear(optimizer)
+
+
+def _clear(optimizer: Optimizer) -> None:
+    """Forget gradients: what `zero_grad` does, without its detours."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
+def _memory(model: nn.Module) -> Tensor:
+    """Return memory for released gradients, used again each step."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.empty(sum(p.numel() for p in trained), dtype=gradient_dtype(model))
 
 
 def gradient_dtype(model: nn.Module) -> torch.dtype:

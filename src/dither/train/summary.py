@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dither.privacy.accountant import PLD
+from dither.train.adaptive import AdaptiveBound
 from dither.train.run import FORMAT, Run, describe_store, peak_rss_bytes
 from dither.train.setup import Parts
 from dither.train.step import OperatorMetrics
@@ -65,8 +66,25 @@ def privacy_facts(run: Run, parts: Parts) -> dict[str, Any]:
         "sampling_rate": plan.sampling_rate,
         "noise_multiplier": plan.noise_multiplier,
         "l2_clip": plan.l2_clip,
+        "clipping": run.config.clipping,
+        **_quantile(parts.adaptive),
         "accountant": PLD,
         "guarantee": "(ε, δ)-DP" if reason is None else f"none: {reason}",
+    }
+
+
+def _quantile(adaptive: AdaptiveBound | None) -> dict[str, Any]:
+    if adaptive is None:
+        return {}
+    plan = adaptive.account.plan
+    return {
+        "clip_bound": adaptive.bound,
+        "quantile": {
+            "target": adaptive.clip.quantile,
+            "noise_multiplier": plan.noise_multiplier,
+            "planned": plan.steps,
+            "charged": adaptive.account.steps_charged,
+        },
     }
 
 

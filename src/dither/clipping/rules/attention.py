@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dither.clipping.capture import Call, Capture
+from dither.clipping.rules.broadcast import spread
+from dither.clipping.rules.generic import by_vmap
 from dither.clipping.rules.registry import register_rule
 from dither.clipping.unsupported import UnsupportedError
 
@@ -27,6 +29,21 @@ def attention(capture: Capture, call: Call) -> tuple[Tensor, Tensor | None]:
     if given["static_k"] is not None or given["static_v"] is not None:
         raise UnsupportedError("attention with static keys")
     return capture.record(_attend, given)  # type: ignore[no-any-return]
+
+
+@register_rule(F.scaled_dot_product_attention)
+def biased_attention(capture: Capture, call: Call) -> Tensor:
+    """Record what is trainable in the mask: relative position biases, one for all examples."""
+    listed = call.named("query key value attn_mask dropout_p is_causal")
+    given = {name: value for name, value in listed.items() if value is not None}
+    query = given["query"]
+    if any(capture.target(given[name]) is not None for name in ("query", "key", "value")):
+        return by_vmap(capture, call)
+    mask = given["attn_mask"]
+    sizes = [1] * (query.ndim - mask.ndim) + list(mask.shape)
+    given["attn_mask"] = spread(capture, call, mask, (query.shape[0], *sizes[1:]))
+    output: Tensor = call.function(**given)
+    return output
 
 
 def _attend(given: dict[str, Any]) -> tuple[Tensor, Tensor | None]:

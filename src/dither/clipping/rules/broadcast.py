@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ def elementwise(capture: Capture, call: Call) -> Any:
         return by_vmap(capture, call)
     left, right = call.args
     output: Tensor = call.run()
-    layout = find_layout(output.shape, capture.rows)
+    trained = [operand for operand in call.args if capture.target(operand) is not None]
+    layout = _layout(output.shape, trained, capture.rows)
     multiplies = func in _MULTIPLY
     makers = [
         _maker(
@@ -49,6 +51,16 @@ def elementwise(capture: Capture, call: Call) -> Any:
     ]
     inputs = [left, right] if multiplies else []
     return capture.tap(call, output, layout, makers, inputs=inputs)
+
+
+def _layout(shape: Sequence[int], trained: Iterable[Tensor], rows: int) -> Layout:
+    """Return where the examples are: not along an axis of what is trained."""
+    free = list(shape)
+    for operand in trained:
+        for axis, size in enumerate(reversed(operand.shape), start=1):
+            if size != 1:
+                free[-axis] = 0
+    return find_layout(free, rows)
 
 
 def _maker(
@@ -117,7 +129,43 @@ def divide(capture: Capture, call: Call) -> Any:
     return capture.record(operator.mul, args[0], inverse)
 
 
-@register_expander(_T.expand, _T.expand_as, _T.repeat, torch.broadcast_to, _T.broadcast_to)
+def spread(capture: Capture, call: Call, operand: Any, shape: Sequence[int]) -> Any:
+    """Return a copy of what is trainable for each example, recorded; anything else as it is.
+
+    Args:
+        capture: Where it is recorded.
+        call: What it goes into.
+        operand: What may be trainable.
+        shape: What it is broadcast to.
+    """
+    target = capture.target(operand)
+    if target is None:
+        return operand
+    layout = _layout(shape, [operand], capture.rows)
+    whole = tuple(shape)
+
+    def make(gradient: Tensor) -> Form:
+        return Dense(unbroadcast(layout, gradient, whole, operand.shape))
+
+    return capture.tap(call, operand.expand(whole), layout, [(target, make)])
+
+
+def _broadcast(operands: Iterable[Tensor]) -> torch.Size:
+    shape: torch.Size = torch.broadcast_shapes(*(t.shape for t in operands))  # type: ignore[no-untyped-call]
+    return shape
+
+
+@register_rule(torch.where, _T.where, torch.masked_fill, _T.masked_fill)
+def choose(capture: Capture, call: Call) -> Any:
+    """Record biases that examples' own masks cut, as T5 does with relative positions."""
+    fills = call.function in {torch.masked_fill, _T.masked_fill}
+    if call.kwargs or len(call.args) != 3 or (fills and capture.target(call.args[2])):
+        return by_vmap(capture, call)
+    shape = _broadcast(a for a in call.args if isinstance(a, Tensor))
+    return call.function(*(spread(capture, call, a, shape) for a in call.args))
+
+
+@register_expander(_T.expand, _T.expand_as, torch.broadcast_to, _T.broadcast_to)
 def expand_shared(capture: Capture, call: Call) -> Tensor | None:
     """Record a parameter that is repeated once for each example, as class tokens are.
 
@@ -126,16 +174,49 @@ def expand_shared(capture: Capture, call: Call) -> Tensor | None:
     """
     operand = call.args[0]
     output: Tensor = call.run()
-    if output.ndim == 0 or output.shape[0] != capture.rows or capture.rows == 1:
+    if output.ndim == 0 or output.shape[0] != capture.rows:
         return None
     sizes = [1] * (output.ndim - operand.ndim) + list(operand.shape)
     others = zip(sizes[1:], output.shape[1:], strict=True)
     if sizes[0] != 1 or any(size not in {1, whole} for size, whole in others):
         return None
-    layout = Layout(Place.FIRST, capture.rows)
+    # Of a single example everything is its own, also what others would share.
+    layout = Layout(Place.FIRST if capture.rows > 1 else Place.ALONE, capture.rows)
     shape = tuple(output.shape)
 
     def make(gradient: Tensor) -> Form:
         return Dense(unbroadcast(layout, gradient, shape, operand.shape))
 
     return capture.tap(call, output, layout, [(capture.target(operand), make)])
+
+
+@register_expander(torch.add, _T.add, _T.__add__, _T.__radd__)
+def add_shared(capture: Capture, call: Call) -> Tensor | None:
+    """Record a bias added to constants that are there once for each example, as masks may be.
+
+    Returns:
+        The output, or None where the function does something else.
+    """
+    trained = [a for a in call.args if capture.target(a) is not None]
+    if not _two_tensors(call) or len(trained) != 1:
+        return None
+    shape = _broadcast(call.args)
+    sizes = [1] * (len(shape) - trained[0].ndim) + list(trained[0].shape)
+    if not shape or sizes[0] != 1 or shape[0] == 1 or shape[0] % capture.rows:
+        return None
+    output: Tensor = call.function(*(spread(capture, call, a, shape) for a in call.args))
+    return output
+
+
+@register_expander(_T.repeat, torch.tile, _T.tile)
+def repeat_shared(capture: Capture, call: Call) -> Tensor | None:
+    """As `expand_shared`, and for what is laid end to end, once for each example."""
+    operand = call.args[0]
+    output: Tensor = call.run()
+    whole = (capture.rows * operand.shape[0], *operand.shape[1:]) if operand.ndim else ()
+    if tuple(output.shape) != whole or (operand.shape[0] == 1 and capture.rows > 1):
+        found: Tensor | None = expand_shared(capture, call)
+        return found
+    layout = Layout(Place.FOLDED if capture.rows > 1 else Place.ALONE, capture.rows)
+    makers = [(capture.target(operand), lambda gradient: Dense(gradient.flatten(1)))]
+    return capture.tap(call, output, layout, makers)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dither.clipping.capture import Call, Capture
-from dither.clipping.forms import Dense, Form, Rows
+from dither.clipping.forms import Bags, Dense, Form, Rows
 from dither.clipping.layout import find_layout
 from dither.clipping.rules.common import steps
 from dither.clipping.rules.generic import by_vmap
@@ -65,22 +65,39 @@ def embedding_bag(capture: Capture, call: Call) -> Tensor:
     skip = _index(given["padding_idx"], weight)
 
     def make(gradient: Tensor) -> Form:
-        shares = torch.ones_like(tokens, dtype=gradient.dtype) if scales is None else scales
-        shares = shares.detach().to(gradient.dtype)
+        shares = torch.ones(tokens.shape, dtype=torch.float64) if scales is None else scales
+        shares = shares.detach().to(tokens.device, torch.float64)
         if skip is not None:
             shares = torch.where(tokens == skip, 0.0, shares)
         if given["mode"] == "mean":
             counts = (tokens != skip).sum(1) if skip is not None else tokens.shape[1]
             shares = shares / torch.as_tensor(counts).clamp(min=1).reshape(-1, 1)
         flat = steps(gradient)
-        values = layout.by_example(shares)
-        spread = flat if values.ndim == 3 else flat[:, 0:1]
-        bags = values.reshape(flat.shape[0], spread.shape[1], -1)[..., None] * spread[:, :, None]
-        places = layout.by_example(tokens).reshape(flat.shape[0], -1)
-        return grouped_rows(places, bags.flatten(1, 2), weight.shape[0], skip)
+        values, places = layout.by_example(shares), layout.by_example(tokens)
+        if flat.shape[1] == 1:
+            rows = flat.shape[0]
+            return bags(places.reshape(rows, -1), values.reshape(rows, -1), flat[:, 0], weight)
+        entries = values[..., None].to(flat.dtype) * flat[:, :, None]  # several bags an example
+        return grouped_rows(places.flatten(1), entries.flatten(1, 2), weight.shape[0], skip)
 
     makers = [(capture.target(weight), make)]
     return capture.tap(call, output, layout, makers, inputs=[tokens])
+
+
+def bags(places: Tensor, weights: Tensor, values: Tensor, table: Tensor) -> Form:
+    """Return one bag an example, equal places of one example added up.
+
+    Args:
+        places: Row of the table, ``[rows, entries]``.
+        weights: Weight in the bag, zero for padding.
+        values: Gradient of each bag, ``[rows, width]``.
+        table: The parameter.
+    """
+    rows = values.shape[0]
+    owners = torch.arange(rows, device=places.device)[:, None]
+    keys, inverse = torch.unique((places * rows + owners).reshape(-1), return_inverse=True)
+    total = weights.new_zeros(keys.shape[0]).index_add_(0, inverse, weights.reshape(-1))
+    return Bags(keys % rows, keys // rows, total, values, table.shape[0])
 
 
 def grouped_rows(places: Tensor, values: Tensor, height: int, skip: int | None) -> Form:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,14 +41,14 @@ def by_vmap(capture: Capture, call: Call) -> Tensor:
     def replay(position: int, value: Tensor, *examples: Tensor) -> Tensor:
         given = iter(examples)
         filled = [
-            value if index == position else leaf if axis is None else next(given)
+            value if index == position else _wide(leaf) if axis is None else next(given)
             for index, (leaf, axis) in enumerate(zip(kept, axes, strict=True))
         ]
         again_args, again_kwargs = tree_unflatten(filled, spec)
         result: Tensor = call.function(*again_args, **again_kwargs)
         return result
 
-    split = [leaf.detach() for leaf, axis in zip(kept, axes, strict=True) if axis is not None]
+    split = [_wide(leaf) for leaf, axis in zip(kept, axes, strict=True) if axis is not None]
     makers: list[tuple[Target | None, Maker]] = []
     for position, leaf in enumerate(leaves):
         target = capture.target(leaf)
@@ -79,9 +81,18 @@ def _maker(
     def make(gradient: Tensor) -> Form:
         if rows == 1:
             return Dense(alone(gradient, *split)[None])
-        return Dense(torch.func.vmap(one, randomness="error")(gradient, *split))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # as ours says
+            return Dense(torch.func.vmap(one, randomness="error")(gradient, *split))
 
     return make
+
+
+def _wide(leaf: Any) -> Any:
+    """Return an argument as the function computes with it outside of autocast."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return as_float(leaf.detach()) if leaf.is_floating_point() else leaf.detach()
 
 
 def _axis(capture: Capture, leaf: object, name: str) -> int | None:

@@ -32,7 +32,7 @@ def linear(capture: Capture, call: Call) -> Tensor:
     output: Tensor = call.function(x, weight, bias)
     layout = find_layout(output.shape[:-1], capture.rows)
     makers = [
-        (capture.target(weight), lambda b: _product(layout, b, x)),
+        (capture.target(weight), lambda b: _product(capture, layout, b, x)),
         (capture.target(bias), summed),
     ]
     return capture.tap(call, output, layout, makers, inputs=[x])
@@ -68,13 +68,15 @@ def _tap_product(
     target = capture.target(weight)
     if target is not None and target.transposed is not None:
         turned = Target(target.tensor, (target.transposed,), True)
-        makers: list[tuple[Target | None, Maker]] = [(turned, lambda b: _product(layout, b, x))]
+        makers: list[tuple[Target | None, Maker]] = [
+            (turned, lambda b: _product(capture, layout, b, x))
+        ]
     else:
-        makers = [(target, lambda b: over_time(over_steps(layout, x), steps(b)))]
+        makers = [(target, lambda b: over_time(over_steps(layout, x), steps(b), capture.room))]
     if bias is not None:
         makers.append((capture.target(bias), summed))
     return capture.tap(call, output, layout, makers, inputs=[x])
 
 
-def _product(layout: Layout, gradient: Tensor, x: Tensor) -> Form:
-    return over_time(steps(gradient), over_steps(layout, x))
+def _product(capture: Capture, layout: Layout, gradient: Tensor, x: Tensor) -> Form:
+    return over_time(steps(gradient), over_steps(layout, x), capture.room)

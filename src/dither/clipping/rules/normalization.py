@@ -69,10 +69,11 @@ def group_norm(capture: Capture, call: Call) -> Tensor:
     given = call.bound()
     x, groups = given["input"], given["num_groups"]
     weight, bias = given["weight"], given["bias"]
-    if capture.target(x) is not None or weight is None or bias is None or x.ndim < 3:
+    if capture.target(x) is not None:
         return by_vmap(capture, call)
     layout = find_layout(x.shape[:1], capture.rows)
-    if layout.place is not Place.FIRST or x.dtype != weight.dtype or not x.is_contiguous():
+    by_library = weight is not None and bias is not None and x.ndim > 2 and x.is_contiguous()
+    if not by_library or layout.place is not Place.FIRST or x.dtype != weight.dtype:
         return _channels(capture, call, given, lambda t: F.group_norm(t, groups, eps=given["eps"]))
     space = x[0, 0].numel()
     output, mean, scale = torch.native_group_norm(

@@ -151,7 +151,7 @@ def _tap(
 
     def recurrent_product(gradient: Tensor) -> Form:
         before = states_before(after, h0, reverse=reverse)
-        return over_time(steps(gradient), over_steps(run.layout, before))
+        return over_time(steps(gradient), over_steps(run.layout, before), run.capture.room)
 
     from_input = [
         (capture.target(weights.w_ih), _products(run, x)),
@@ -170,7 +170,9 @@ def _tap(
 
 
 def _products(run: _Run, right: Tensor) -> Maker:
-    return lambda gradient: over_time(steps(gradient), over_steps(run.layout, right))
+    return lambda gradient: over_time(
+        steps(gradient), over_steps(run.layout, right), run.capture.room
+    )
 
 
 def _projection(weights: _Weights, gates: Tensor) -> Projection | None:
