@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dither.clipping import arithmetic
 from dither.clipping.arithmetic import (
     LARGEST_NORM,
     ROWS,
@@ -59,8 +60,9 @@ def test_crafted_rows_in_one_block_stay_within_the_bound(relation: Relation) -> 
     assert 0.0 < error <= required_slack(relation, 4096) / 2
 
 
-def test_a_block_does_not_disturb_another() -> None:
+def test_a_block_does_not_disturb_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under zero_out the slack covers one block: a change in one must not reach the next."""
+    monkeypatch.setattr(arithmetic, "_SIDE_BY_SIDE", 0)
     gradient = torch.randn(4 * ROWS, 1 << 10)
     factors = torch.rand(4 * ROWS, dtype=torch.float64)
     before = blocks_of(gradient, factors)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dither.clipping.loss import per_example
 from dither.clipping.clipping import NORM_EDGES, ClippedSum, Clipping
 from dither.clipping.engine import clipped_sum
+from dither.clipping.loss import per_example
 from dither.errors import ConfigError, ModelError
 from dither.noise.entropy import InsecureSeed, OsEntropy
 from dither.privacy.events import Relation, SamplerKind

@@ -121,6 +121,7 @@ def test_equals_plain_autograd_one_example_at_a_time(make: Make, lora: bool) -> 
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 @pytest.mark.parametrize("make", zoo.WIDE.values(), ids=zoo.WIDE.keys())
 def test_equals_plain_autograd_at_full_width(make: Make, lora: bool) -> None:

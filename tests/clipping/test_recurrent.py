@@ -10,13 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from dither.clipping import bookkeeping
-from dither.clipping.gradients import Chunk, Gradients
+from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss
 from dither.clipping.loss import ModelLoss
 from dither.clipping.rules import recurrent  # noqa: F401 - registers itself
 from dither.clipping.unsupported import UnsupportedError
 
 ROWS, STEPS, INPUTS, UNITS = 3, 5, 4, 6
 Made = Callable[..., nn.RNNBase]
+
+
+def differentiate(model: nn.Module, loss_fn: Loss, chunk: Chunk) -> Gradients:
+    return bookkeeping.differentiate(model, loss_fn, chunk, Inventory.of(model))
 
 
 def relu(*args: Any, **kwargs: Any) -> nn.RNN:
@@ -44,7 +48,7 @@ def flat(outputs: Any, rows: int, *, batch_first: bool) -> Tensor:
 
 def check(model: nn.Module, run: ModelLoss, x: Tensor, tolerance: float = 1e-9) -> Gradients:
     """Compare every example's gradient with that of a batch of one."""
-    found = bookkeeping.differentiate(model, run, Chunk((x,), len(x), len(x)))
+    found = differentiate(model, run, Chunk((x,), len(x), len(x)))
     assert found.slow == ()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for row in range(len(x)):
@@ -176,7 +180,7 @@ def test_dropout_between_layers() -> None:
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        found.append(bookkeeping.differentiate(layer, whole(layer), chunk).forms["weight_ih_l1"])
+        found.append(differentiate(layer, whole(layer), chunk).forms["weight_ih_l1"])
     assert torch.equal(found[0].dense(), found[1].dense())
     assert not torch.equal(found[0].dense(), found[2].dense())
     layer.eval()
@@ -193,4 +197,4 @@ def test_packed_sequences_are_refused_with_a_reason() -> None:
         return summed
 
     with pytest.raises(UnsupportedError, match="packed sequences"):
-        bookkeeping.differentiate(layer, ModelLoss(function), Chunk((examples(),), ROWS, ROWS))
+        differentiate(layer, ModelLoss(function), Chunk((examples(),), ROWS, ROWS))

@@ -22,14 +22,23 @@ from dither.privacy.events import Relation
 # content counts: 1, or 0 where it is new; see `sums.Sum.block`.
 Block: TypeAlias = Callable[[int, tuple[int, ...], Tensor], tuple[Tensor, float]]
 
+# Gives a buffer for a use, of a shape and like a tensor; see `sums.Workspace.take`.
+Room: TypeAlias = Callable[[str, tuple[int, ...], Tensor], Tensor]
+
 ROWS = 128
 # Beyond this, products in float32 come near its ends, where rounding is no longer relative.
 LARGEST_NORM = 1e18
 _NORM_BLOCK = 256
 TINY = 1e-15  # below it, squares of float32 begin to vanish
 _SMALL = 1 << 16  # numbers, below which float64 costs nothing
+_SIDE_BY_SIDE = 1 << 20  # numbers of block totals that are cheap to hold
 _UNIT = 2.0**-24  # rounding unit of float32
 _DOUBLE_UNIT = 2.0**-53
+
+
+def fresh(use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:  # noqa: ARG001
+    """Return memory of its own."""
+    return like.new_empty(shape)
 
 
 def required_slack(relation: Relation, expected_batch_size: float) -> float:
@@ -99,6 +108,7 @@ def weighted_rows(
     *,
     exact: bool,
     block: Block,
+    room: Room = fresh,
 ) -> Iterator[Float64[Tensor, " size"]]:
     """Add Σ_i factor_i·g_i to blocks, or yield parts of it in float64 where that costs nothing."""
     small = gradient.numel() <= _SMALL
@@ -106,7 +116,12 @@ def weighted_rows(
         for part, weights in _blocks(gradient, factors, gradient.shape[0] if small else ROWS):
             yield weights @ part.double()
         return
-    for part, weights in _blocks(gradient, factors.to(gradient.dtype)):
+    narrow = factors.to(gradient.dtype)
+    whole = _whole_blocks(gradient.shape[0], gradient.shape[1])
+    if whole:
+        weights = narrow[:whole].view(-1, 1, ROWS)
+        yield _side_by_side(weights, gradient[:whole].view(-1, ROWS, gradient.shape[1]), room)[0]
+    for part, weights in _blocks(gradient[whole:], narrow[whole:]):
         total, beta = block(part.shape[0], (part.shape[1],), part)
         torch.addmv(total, part.t(), weights, beta=beta, out=total)
 
@@ -118,6 +133,7 @@ def weighted_products(
     *,
     exact: bool,
     block: Block,
+    room: Room = fresh,
 ) -> Iterator[Float64[Tensor, "left right"]]:
     """Add Σ_i factor_i·l_i r_iᵀ to blocks, or yield it in float64, as `weighted_rows` does."""
     if exact:
@@ -125,10 +141,29 @@ def weighted_products(
         for one, other in _blocks(weighted, right):
             yield one.t() @ other.double()
         return
-    scaled = left * factors.to(left.dtype)[:, None]
-    for one, other in _blocks(scaled, right):
+    scaled = room("scaled", tuple(left.shape), left)
+    torch.mul(left, factors.to(left.dtype)[:, None], out=scaled)
+    whole = _whole_blocks(left.shape[0], left.shape[1] * right.shape[1])
+    if whole:
+        ones, others = (x[:whole].view(-1, ROWS, x.shape[1]) for x in (scaled, right))
+        yield _side_by_side(ones.transpose(1, 2), others, room)
+    for one, other in _blocks(scaled[whole:], right[whole:]):
         total, beta = block(one.shape[0], (one.shape[1], other.shape[1]), one)
         torch.addmm(total, one.t(), other, beta=beta, out=total)
+
+
+def _side_by_side(left: Tensor, right: Tensor, room: Room) -> Tensor:
+    """Return the sum in float64 of products of blocks."""
+    shape = (left.shape[0], left.shape[1], right.shape[2])
+    products = torch.bmm(left, right, out=room("blocks", shape, left))
+    wide = room("wide blocks", shape, left.new_empty(0, dtype=torch.float64))
+    return wide.copy_(products).sum(0)
+
+
+def _whole_blocks(rows: int, size: int) -> int:
+    """Return how many rows go in one call, whole blocks side by side; 0 where totals are large."""
+    blocks = rows // ROWS
+    return blocks * ROWS if blocks > 1 and blocks * size <= _SIDE_BY_SIDE else 0
 
 
 def _blocks(one: Tensor, other: Tensor, rows: int = ROWS) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,8 +13,6 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from dither.clipping.gradients import Chunk
 from dither.errors import ModelError
 
-_STEP = 8  # chunks have a multiple of this many rows, where they have more
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -75,8 +73,7 @@ def chunk_rows(rows: int, most: int, *, fixed: bool) -> int:
     """
     if fixed:
         return most
-    even = -(-rows // max(1, -(-rows // most)))
-    return min(most, -(-even // _STEP) * _STEP) if even > _STEP else even
+    return -(-rows // max(1, -(-rows // most)))
 
 
 def chunks(batch: Batch, rows: int) -> Iterator[Chunk]:

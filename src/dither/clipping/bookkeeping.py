@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from dither.clipping.arithmetic import as_float
 from dither.clipping.capture import Capture, Tap, Target, check_unchanged, version_of
-from dither.clipping.forms import Dense, Form, combined
+from dither.clipping.forms import Bags, Dense, Form, Rows, combined
 from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss
 from dither.clipping.loss import by_rows, losses_of
+from dither.clipping.reference import explain_backward
 from dither.clipping.rules import (  # noqa: F401 - they register themselves
     attention,
     broadcast,
@@ -23,7 +24,7 @@ from dither.clipping.rules import (  # noqa: F401 - they register themselves
     recurrent,
 )
 from dither.clipping.rules.generic import by_vmap
-from dither.clipping.rules.registry import EXPANDERS, RULES
+from dither.clipping.rules.registry import EXPANDERS, GUARDS, RULES
 from dither.errors import ModelError
 
 
@@ -54,6 +55,7 @@ def differentiate(model: nn.Module, loss_fn: Loss, chunk: Chunk, inventory: Inve
         chunk.rows,
         workspace=chunk.workspace,
         rules=RULES,
+        guards=GUARDS,
         expanders=EXPANDERS,
         default=by_vmap,
     )
@@ -74,7 +76,7 @@ def differentiate(model: nn.Module, loss_fn: Loss, chunk: Chunk, inventory: Inve
         losses=losses.detach().double(),
         signature=tuple(tap.signature for tap in capture.taps),
         slow=tuple(capture.slow),
-        bytes=sum(form.bytes for form in forms.values()) + _activations(capture.taps),
+        bytes=_memory(forms, capture.taps),
         constants=capture.constants(),
     )
 
@@ -86,13 +88,7 @@ def _backward(losses: Tensor, taps: list[Tap]) -> list[Tensor | None]:
     try:
         return list(torch.autograd.grad(losses.sum(), edges, allow_unused=True))
     except RuntimeError as error:
-        if "use_reentrant" not in str(error):
-            raise
-        raise ModelError(
-            expected="gradient checkpointing that leaves autograd its graph",
-            got="torch.utils.checkpoint with use_reentrant=True",
-            fix="pass use_reentrant=False",
-        ) from error
+        raise explain_backward(error) from error
 
 
 def _forms(
@@ -132,9 +128,15 @@ def _by_parameter(
     ]
 
 
-def _activations(taps: list[Tap]) -> int:
-    """Return about how much the graph holds: inputs, and as much again between them."""
-    return 2 * sum(tensor.nbytes for tap in taps for tensor, _ in tap.inputs)
+def _memory(forms: Mapping[str, Form], taps: list[Tap]) -> int:
+    """Return about how much is held: gradients, inputs, and as much again between them.
+
+    It decides the size of chunks, so it follows shapes alone: how many rows of a table are touched
+    depends on examples and does not count.
+    """
+    inputs = 2 * sum(tensor.nbytes for tap in taps for tensor, _ in tap.inputs)
+    written = [form.bytes for form in forms.values() if not isinstance(form, Rows | Bags)]
+    return sum(written) + inputs
 
 
 def _refuse_strangers(model: nn.Module, strangers: list[Tensor]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias, final
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import Parameter
@@ -22,6 +23,7 @@ from dither.clipping.forms import Form
 from dither.clipping.layout import Layout
 from dither.clipping.sums import Workspace
 from dither.clipping.unsupported import UnsupportedError
+from dither.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,21 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(function)
 
 
+# Refuses calls that mix examples.
+Guard: TypeAlias = Callable[[Call], None]
+
 # Called in place of a function; makes the call, taps its output and returns it.
 Rule: TypeAlias = Callable[["Capture", Call], Any]
+
+
+_T = Tensor
+# Nothing of an example's values goes into these results,
+_OF_SHAPES = frozenset(
+    {torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like}
+    | {_T.new_zeros, _T.new_ones, _T.new_empty, _T.new_full, _T.new_tensor}
+)
+# and of these nothing but the first argument.
+_CONVERSIONS = frozenset({_T.to, _T.type_as, _T.expand_as, _T.view_as, _T.reshape_as})
 
 
 @final
@@ -116,6 +131,7 @@ class Capture(TorchFunctionMode):
         rows: Number of examples in the chunk.
         workspace: Memory for what makers write out.
         rules: Rule by function.
+        guards: What to refuse of a function, whatever it meets.
         expanders: Rule by function that repeats a parameter, for each example perhaps.
         default: Rule for functions without one.
     """
@@ -128,6 +144,7 @@ class Capture(TorchFunctionMode):
         *,
         workspace: Workspace | None = None,
         rules: Mapping[Callable[..., Any], Rule],
+        guards: Mapping[Callable[..., Any], Guard] | None = None,
         expanders: Mapping[Callable[..., Any], Rule],
         default: Rule,
     ) -> None:
@@ -141,6 +158,7 @@ class Capture(TorchFunctionMode):
         self._workspace = workspace
         self._rooms = 0
         self._rules = rules
+        self._guards = guards or {}
         self._expanders = expanders
         self._default = default
 
@@ -153,6 +171,8 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         """Call the function, through a rule where a parameter meets examples."""
         options = kwargs or {}
+        call = Call(func, args, options)
+        self._refuse(call)
         trainable = touched = False
         constants: list[Tensor] = []
         for tensor in _tensors(args, options):
@@ -166,17 +186,37 @@ class Capture(TorchFunctionMode):
                 if type(tensor) is Parameter:
                     self.strangers.append(tensor)
         if not touched:
-            return self._without_examples(func, args, options, trainable=trainable)
+            return self._without_examples(call, trainable=trainable)
         if trainable:
-            return self._rules.get(func, self._default)(self, Call(func, args, options))
-        if not constants:
-            return func(*args, **options)
+            return self._rules.get(func, self._default)(self, call)
+        return self._without_parameters(call, constants)
+
+    def _refuse(self, call: Call) -> None:
+        """Refuse what mixes examples, or ties their randomness together."""
+        if call.function in self._guards:
+            self._guards[call.function](call)
+        if call.kwargs and call.kwargs.get("generator") is not None:
+            raise ModelError(
+                expected="random draws from torch's own generators, which dither seeds in secret",
+                got=f"{call.name} with a generator of its own",
+                fix="leave generator= out: a public seed would tie one record's draws to others'",
+            )
+
+    def _without_parameters(self, call: Call, constants: list[Tensor]) -> Any:
         versions = [version_of(tensor) for tensor in constants]
-        result = func(*args, **options)
+        result = call.run()
         for tensor, version in zip(constants, versions, strict=True):
             if version_of(tensor) != version:  # examples were written into it
-                del self._constants[id(tensor)]
+                self._constants.pop(id(tensor), None)
+        func = call.function
+        if func in _OF_SHAPES or (func in _CONVERSIONS and id(call.args[0]) in self._constants):
+            self._keep(result)
         return result
+
+    def _keep(self, result: Any) -> None:
+        for tensor in _results(result):
+            if not tensor.requires_grad:
+                self._constants[id(tensor)] = tensor
 
     def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return memory for what a maker writes out, its own until the next chunk."""
@@ -219,8 +259,6 @@ class Capture(TorchFunctionMode):
             makers: Targets with makers; None targets (frozen, absent) are left out.
             inputs: Tensors that makers read when the backward pass is over.
 
-        Raises:
-            UnsupportedError: The output has no gradient, as under ``no_grad``.
         """
         wanted = tuple((target, make) for target, make in makers if target is not None)
         if not wanted:
@@ -246,21 +284,15 @@ class Capture(TorchFunctionMode):
         with self:
             return func(*args, **kwargs)
 
-    def _without_examples(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        trainable: bool,
-    ) -> Any:
+    def _without_examples(self, call: Call, *, trainable: bool) -> Any:
         """Note what is made of parameters and constants alone."""
-        if trainable and func in self._expanders:
-            expanded = self._expanders[func](self, Call(func, args, kwargs))
+        if trainable and call.function in self._expanders:
+            expanded = self._expanders[call.function](self, call)
             if expanded is not None:
                 return expanded
-        sources = [t for value in _tensors(args, kwargs) if (t := self.target(value)) is not None]
-        result = func(*args, **kwargs)
+        given = _tensors(call.args, call.kwargs)
+        sources = [found for tensor in given if (found := self.target(tensor)) is not None]
+        result = call.run()
         for tensor in _results(result):
             if not tensor.requires_grad:
                 self._constants[id(tensor)] = tensor

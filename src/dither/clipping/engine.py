@@ -19,9 +19,10 @@ from dither.clipping.batches import Batch, as_batch, chunk_rows, chunks, with_ro
 from dither.clipping.clipping import ClippedSum, Clipping, Diagnostics
 from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss, squared_norms
 from dither.clipping.leaks import check_nothing_new, kept_tensors
+from dither.clipping.styles import Automatic, Flat, PerLayer, Squares
 from dither.clipping.sums import Sum, Totals, Workspace
 from dither.clipping.unsupported import AmbiguousError, UnsupportedError
-from dither.errors import DitherWarning
+from dither.errors import ConfigError, DitherWarning
 from dither.noise.entropy import Entropy
 from dither.privacy.events import Relation
 from dither.privacy.ticket import SampleTicket
@@ -33,6 +34,7 @@ Method = Literal["bookkeeping", "reference"]
 _WORKING_SET = 1 << 27
 _TRIAL = 4  # rows of the chunk that is checked against each example alone
 _AMBIGUITIES = 8
+_WHOLE = 3  # shapes of batches whose first chunk is checked as a whole
 
 
 def clipped_sum(
@@ -90,6 +92,10 @@ class ClippingEngine:
         self._slack = _slack(float(clipping.expected_rows), exact=self._exact)
         self._row_bytes: dict[tuple[object, ...], int] = {}
         self._shown: set[tuple[object, ...]] = set()
+        self._whole: set[tuple[object, ...]] = set()
+        self._warned: set[tuple[str, tuple[str, ...]]] = set()
+        self._calls = 0
+        self._random = True
         self._ambiguous: set[int] = set()
         self._workspace = Workspace()
         self._sums: dict[str, Sum] = {}
@@ -110,6 +116,10 @@ class ClippingEngine:
         Raises:
             ModelError: The batch, the model or the loss cannot be taken example by example.
         """
+        self._calls += 1
+        if self._calls & (self._calls - 1) == 0:  # again at calls 2, 4, 8, ...
+            self._shown.clear()
+            self._whole.clear()
         sums = self._restart()
         losses, norms = [], []
         for chunk, gradients in self._gradients(as_batch(data)):
@@ -149,7 +159,7 @@ class ClippingEngine:
         found = [torch.empty(0, dtype=torch.float64)]
         for chunk, gradients in self._gradients(as_batch(data)):
             with torch.no_grad(), torch.autocast(gradients.losses.device.type, enabled=False):
-                found.append(self._measure(gradients)[0][: chunk.real].cpu())
+                found.append(self._measure(gradients, chunk.real)[0][: chunk.real].cpu())
         return torch.cat(found)
 
     def _size(self) -> int:
@@ -180,19 +190,30 @@ class ClippingEngine:
         if self.method == "bookkeeping":
             try:
                 gradients = self._keep_books(chunk)
-                self._require_shown(gradients, chunk, batch)
+                if self._require_shown(gradients, chunk, batch):
+                    return gradients
+                return reference.one_by_one(self.model, self._loss_fn, chunk, self._inventory)
             except UnsupportedError as why:
                 self._fall_back(str(why))
-            else:
-                return gradients
         return reference.differentiate(self.model, self._loss_fn, chunk, self._inventory)
 
-    def _require_shown(self, gradients: Gradients, chunk: Chunk, batch: Batch) -> None:
-        """Check anew where parameters meet examples in another way than before."""
-        if gradients.signature not in self._shown:
+    def _require_shown(self, gradients: Gradients, chunk: Chunk, batch: Batch) -> bool:
+        """Check anew where parameters meet examples in another way than before.
+
+        Returns:
+            Whether book-keeping may be believed here.
+        """
+        key = gradients.signature, self._inventory.modes
+        if key not in self._shown:
             self._check(batch, min(chunk.rows, _TRIAL))
-        if gradients.signature not in self._shown:
+            if not self._shown:
+                return False
+        if key not in self._shown:
             raise UnsupportedError("its course depends on the examples")
+        if len(self._whole) < _WHOLE and batch.shape not in self._whole:
+            self._whole.add(batch.shape)
+            check.check_whole(self._keep_books, chunk, None if self._random else gradients)
+        return True
 
     def _keep_books(self, chunk: Chunk) -> Gradients:
         """Run book-keeping; where a chunk's size hides its examples, with rows added."""
@@ -215,34 +236,41 @@ class ClippingEngine:
         return 4 * self._size()
 
     def _check(self, batch: Batch, rows: int) -> int:
-        trial = batch.chunk(0, rows, rows)
-        with check.NoRandomness():
-            kept = kept_tensors(self.model, self._loss_fn)
-            gradients = self._keep_books(trial)
-            now = kept_tensors(self.model, self._loss_fn)
-            check_nothing_new(kept, now, gradients.constants)
-            others = self._keep_books(check.with_other_examples(trial))
-            check.check_no_mixing(gradients, others, min(check.EXAMPLES, rows, batch.rows))
-            alone = check.each_alone(self.model, self._loss_fn, batch, rows, self._inventory)
-        wrong = check.disagreement(gradients, alone)
-        if wrong is not None:
-            raise UnsupportedError(f"book-keeping and plain autograd disagree at '{wrong}'")
-        self._shown.add(gradients.signature)
-        self._warn_of_slow(gradients)
-        return max(1, gradients.bytes // gradients.losses.shape[0])
+        """Show that book-keeping is right on examples of a batch; return bytes an example takes."""
+        before = kept_tensors(self.model, self._loss_fn)
+        first = batch.chunk(0, rows, rows)
+        with check.NoRandomness(0.01):
+            gradients = self._keep_books(first)
+        now = kept_tensors(self.model, self._loss_fn)
+        check_nothing_new(before, now, gradients.constants)
+        shown = check.show(
+            self._keep_books,
+            self.model,
+            self._loss_fn,
+            batch,
+            inventory=self._inventory,
+            rows=rows,
+        )
+        if shown is None:
+            return max(1, gradients.bytes // gradients.losses.shape[0])
+        self._shown.update((signature, self._inventory.modes) for signature in shown.signatures)
+        self._warn_of_slow(shown.slow)
+        self._random = shown.random
+        return shown.row_bytes
 
-    def _measure(self, gradients: Gradients) -> tuple[Tensor, dict[str, Tensor]]:
-        squares, total = squared_norms(gradients, self._inventory.parameters)
+    def _measure(self, gradients: Gradients, real: int) -> tuple[Tensor, dict[str, Tensor]]:
+        squares, total = squared_norms(gradients, self._inventory.parameters, real)
         finite = countable(total, gradients.losses)
         return torch.where(finite, total.sqrt(), torch.inf), squares
 
     def _add(self, gradients: Gradients, chunk: Chunk, sums: dict[str, Sum]) -> Tensor:
         """Add the clipped sum of a chunk; return the norms of its real examples."""
         with torch.no_grad(), torch.autocast(gradients.losses.device.type, enabled=False):
-            length, squares = self._measure(gradients)
+            length, squares = self._measure(gradients, chunk.real)
             finite = torch.isfinite(length)
             counted = finite & (torch.arange(length.shape[0], device=finite.device) < chunk.real)
             wanted = self.clipping.style.factors(squares, self.clipping.l2_clip)
+            self._check_style(wanted, squares, counted)
             distinct = {id(factor): factor for factor in wanted.values()}
             kept = {key: torch.where(counted, one, 0.0) for key, one in distinct.items()}
             clean = bool(finite.all())
@@ -252,8 +280,23 @@ class ClippingEngine:
                 whole.add_to(sums[name], kept[id(wanted[name])])
         return length[: chunk.real]
 
-    def _warn_of_slow(self, gradients: Gradients) -> None:
-        for function, names in sorted(set(gradients.slow)):
+    def _check_style(self, factors: Squares, squares: dict[str, Tensor], counted: Tensor) -> None:
+        """Refuse factors of a user's style that leave a contribution longer than C."""
+        if type(self.clipping.style) in {Flat, PerLayer, Automatic}:
+            return
+        parts = [factors[name].square() * squares[name] for name in squares]
+        longest = torch.where(counted, torch.stack(parts).sum(0), 0.0).max()
+        if not float(longest) <= self.clipping.l2_clip**2 * (1.0 + 1e-9):
+            raise ConfigError(
+                expected=f"a style whose contributions have norms of at most "
+                f"{self.clipping.l2_clip:g}",
+                got=f"{float(longest) ** 0.5:g} from {type(self.clipping.style).__name__}",
+                fix="make sure that Σ factor²·‖g‖² over the parameters is at most l2_clip²",
+            )
+
+    def _warn_of_slow(self, slow: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
+        for function, names in sorted(set(slow) - self._warned):
+            self._warned.add((function, names))
             parameters = self._inventory.parameters
             size = sum(parameters[name].numel() for name in names)
             _warn(

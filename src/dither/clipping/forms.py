@@ -88,7 +88,11 @@ class Dense:
     def add_to(self, total: Sum, factors: Float64[Tensor, " rows"]) -> None:
         """Add the weighted sum."""
         for part in weighted_rows(
-            self.gradient, factors, exact=total.exact, block=partial(total.block, self.turned)
+            self.gradient,
+            factors,
+            exact=total.exact,
+            block=partial(total.block, self.turned),
+            room=total.workspace.take,
         ):
             total.add(part if self.turned is None else part.view(self.turned).t())
 
@@ -129,7 +133,12 @@ class Outer:
     def add_to(self, total: Sum, factors: Float64[Tensor, " rows"]) -> None:
         """Add Σ c_i·l_i r_iᵀ: the one weighted product of book-keeping (Bu et al. 2210.00038)."""
         for part in weighted_products(
-            self.left, self.right, factors, exact=total.exact, block=partial(total.block, None)
+            self.left,
+            self.right,
+            factors,
+            exact=total.exact,
+            block=partial(total.block, None),
+            room=total.workspace.take,
         ):
             total.add(part)
 
@@ -160,9 +169,10 @@ class Ghost:
         """Memory held."""
         return self.left.nbytes + self.right.nbytes
 
-    def lengths(self, *, wide: bool = False) -> tuple[Float[Tensor, " rows"], ...]:  # noqa: ARG002
+    def lengths(self, *, wide: bool = False) -> tuple[Float[Tensor, " rows"], ...]:
         """Return norms with their error bounds added."""
-        left, right = (torch.bmm(x, x.transpose(1, 2)).double() for x in (self.left, self.right))
+        factors = [x.double() if wide else x for x in (self.left, self.right)]
+        left, right = (torch.bmm(x, x.transpose(1, 2)).double() for x in factors)
         squares = (left * right).sum((1, 2)).clamp(min=0.0)
         lengths = left.diagonal(dim1=1, dim2=2) * right.diagonal(dim1=1, dim2=2)
         mass = lengths.clamp(min=0.0).sqrt().sum(1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dither.clipping.arithmetic import LARGEST_NORM, TINY
 from dither.clipping.forms import Form
+from dither.clipping.leaks import held_tensors
 from dither.clipping.loss import ModelLoss, PerExampleLoss
 from dither.clipping.sums import Workspace
 
@@ -67,12 +68,14 @@ class Inventory:
         constants: Buffers and frozen parameters.
         flags: Which parameters are trained: the list is old when these change.
         compiled: Whether parts of it are compiled.
+        modules: All of its modules.
     """
 
     parameters: dict[str, nn.Parameter]
     constants: tuple[Tensor, ...]
     flags: tuple[tuple[Tensor, bool], ...]
     compiled: bool
+    modules: tuple[nn.Module, ...]
 
     @classmethod
     def of(cls, model: nn.Module) -> Inventory:
@@ -80,18 +83,24 @@ class Inventory:
         frozen = [p for p in model.parameters() if not p.requires_grad]
         return cls(
             parameters=trainable(model),
-            constants=(*model.buffers(), *frozen),
+            constants=(*model.buffers(), *frozen, *held_tensors(model)),
             flags=tuple((p, p.requires_grad) for p in model.parameters()),
             compiled=any(
                 getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
                 for module in model.modules()
             ),
+            modules=tuple(model.modules()),
         )
 
     @property
     def current(self) -> bool:
         """Whether the same parameters are trained as then."""
         return all(p.requires_grad is flag for p, flag in self.flags)
+
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """Which modules are in training mode."""
+        return tuple(module.training for module in self.modules)
 
     def eagerly(self) -> AbstractContextManager[Any]:
         """Return a context in which compiled models run as they were written.
@@ -107,11 +116,16 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def squared_norms(
-    gradients: Gradients, parameters: Mapping[str, Tensor]
+    gradients: Gradients, parameters: Mapping[str, Tensor], real: int | None = None
 ) -> tuple[dict[str, Float64[Tensor, " rows"]], Float64[Tensor, " rows"]]:
     """Return squared norms by parameter, zeros where no gradient reaches one, and their sum.
 
     Rows with a factor beyond float32's safe range are infinite.
+
+    Args:
+        gradients: Of a chunk.
+        parameters: Trainable parameters.
+        real: Number of examples; zeros behind them are not worth a second look.
     """
     zeros = torch.zeros_like(gradients.losses)
     squares = dict.fromkeys(parameters, zeros)
@@ -119,7 +133,9 @@ def squared_norms(
         return squares, zeros
     lengths = _lengths(gradients.forms, wide=False)
     tiny = lengths < TINY
-    if bool(tiny.any()):  # for these rows alone: one example must not change another's norm
+    if bool(
+        tiny[..., :real].any()
+    ):  # for these rows alone: one example must not change another's norm
         lengths = torch.where(tiny, _lengths(gradients.forms, wide=True), lengths)
     # False for NaN: what is not known to be safe is left out.
     safe = torch.where(lengths <= LARGEST_NORM, lengths, torch.inf)

@@ -21,6 +21,12 @@ def kept_tensors(model: nn.Module, loss_fn: object) -> dict[str, list[Tensor]]:
     return found
 
 
+def held_tensors(model: nn.Module) -> list[Tensor]:
+    """Return the tensors that modules hold as plain attributes, such as tables and indices."""
+    found = [value for _, value in _attributes(model) if isinstance(value, Tensor)]
+    return [tensor for tensor in found if not tensor.requires_grad]
+
+
 def check_nothing_new(
     before: dict[str, list[Tensor]], after: dict[str, list[Tensor]], constants: frozenset[int]
 ) -> None:
@@ -62,15 +68,24 @@ def _leak(where: str) -> ModelError:
     )
 
 
-def _kept(model: nn.Module, loss_fn: object) -> Iterator[tuple[str, Any]]:
+# What nn.Module itself keeps.
+_OWN = frozenset(vars(nn.Module()))
+
+
+def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
-        held = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+        held = {key: value for key, value in vars(module).items() if key not in _OWN}
         # A buffer may be another tensor now, which no version tells.
         for key, value in {**held, **dict(module.named_buffers(recurse=False))}.items():
             yield from _leaves(f"'{name}.{key}'".replace("'.", "'"), value)
+
+
+def _kept(model: nn.Module, loss_fn: object) -> Iterator[tuple[str, Any]]:
+    yield from _attributes(model)
     function = getattr(loss_fn, "function", loss_fn)
-    for key, value in getattr(function, "__dict__", {}).items():
-        yield from _leaves(f"the loss's '{key}'", value)
+    for owner in (function, getattr(function, "__self__", None)):
+        for key, value in getattr(owner, "__dict__", {}).items():
+            yield from _leaves(f"the loss's '{key}'", value)
     for cell in getattr(function, "__closure__", None) or ():
         yield from _leaves("a variable of the loss", cell.cell_contents)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
-from dither.clipping.forms import Dense
+from dither.clipping.forms import Dense, Form
 from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss
 from dither.clipping.leaks import check_no_wrapped
 from dither.clipping.loss import by_rows, losses_of
@@ -76,6 +76,54 @@ def differentiate(model: nn.Module, loss_fn: Loss, chunk: Chunk, inventory: Inve
     }
     size = sum(form.bytes for form in forms.values())
     return Gradients(forms=dict(forms), losses=losses.double(), bytes=size)
+
+
+def alone(
+    model: nn.Module, loss_fn: Loss, chunk: Chunk, inventory: Inventory
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return gradients by parameter, and the loss, of a chunk of one example, by plain autograd."""
+    with torch.enable_grad(), inventory.eagerly():
+        loss = by_rows(losses_of(model, loss_fn, chunk.data), 1).sum()
+    if not loss.requires_grad:
+        return {}, loss
+    parameters = inventory.parameters
+    try:
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    except RuntimeError as error:
+        raise explain_backward(error) from error
+    known = {
+        name: gradient.to_dense()
+        for name, gradient in zip(parameters, found, strict=True)
+        if gradient is not None
+    }
+    return known, loss.detach()
+
+
+def one_by_one(model: nn.Module, loss_fn: Loss, chunk: Chunk, inventory: Inventory) -> Gradients:
+    """Return the per-example gradients of a chunk by plain autograd, an example at a time."""
+    found, losses = [], []
+    for row in range(chunk.rows):
+        data = tree_map(lambda leaf, row=row: leaf[row : row + 1], chunk.data)
+        gradients, loss = alone(model, loss_fn, Chunk(data, 1, 1), inventory)
+        found.append(gradients)
+        losses.append(loss.detach().double())
+    forms: dict[str, Form] = {}
+    for name, parameter in inventory.parameters.items():
+        zero = torch.zeros_like(parameter)
+        rows = [gradients.get(name, zero).detach().flatten() for gradients in found]
+        forms[name] = Dense(torch.stack(rows))
+    return Gradients(forms=forms, losses=torch.stack(losses))
+
+
+def explain_backward(error: RuntimeError) -> Exception:
+    """Return what to say of a failed backward pass."""
+    if "use_reentrant" not in str(error):
+        return error
+    return ModelError(
+        expected="gradient checkpointing that leaves autograd its graph",
+        got="torch.utils.checkpoint with use_reentrant=True",
+        fix="pass use_reentrant=False",
+    )
 
 
 # What PyTorch says of things that cannot be taken example by example, and what to do about each.

@@ -16,7 +16,8 @@ class BoundedSum:
     """Sum of per-example contributions, each of L2 norm at most C.
 
     Attributes:
-        chunks: The sum in pieces, name → float64 tensor; every coordinate in exactly one chunk. A
+        chunks: The sum in pieces, name → float32 or float64 tensor; every coordinate in exactly one
+            chunk. A
             table of which few rows are not zero may be sparse (COO, one sparse dimension).
         dimension: d, number of coordinates in all chunks together.
         l2_clip: C.

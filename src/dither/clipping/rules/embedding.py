@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,7 +11,11 @@ from dither.clipping.forms import Bags, Dense, Form, Rows
 from dither.clipping.layout import find_layout
 from dither.clipping.rules.common import steps
 from dither.clipping.rules.generic import by_vmap
-from dither.clipping.rules.registry import register_expander, register_rule
+from dither.clipping.rules.registry import (
+    register_expander,
+    register_guard,
+    register_rule,
+)
 from dither.errors import ModelError
 
 
@@ -22,7 +24,6 @@ def embedding(capture: Capture, call: Call) -> Tensor:
     """The gradient of row v is the sum of b_t over the times t whose token is v."""
     given = call.bound()
     tokens, weight = given["input"], given["weight"]
-    _refuse_mixing("Embedding", given)
     if capture.target(weight) is None:
         return by_vmap(capture, call)
     output: Tensor = F.embedding(tokens, weight, given["padding_idx"])
@@ -50,7 +51,6 @@ def embedding_bag(capture: Capture, call: Call) -> Tensor:
     """Row v gets b times its weight in the bag."""
     given = call.bound()
     tokens, weight = given["input"], given["weight"]
-    _refuse_mixing("EmbeddingBag", given)
     scales = given["per_sample_weights"]
     if tokens.ndim != 2 or given["mode"] == "max" or capture.target(weight) is None:
         return by_vmap(capture, call)
@@ -125,7 +125,10 @@ def _index(padding: int | None, weight: Tensor) -> int | None:
     return padding + weight.shape[0] if padding is not None and padding < 0 else padding
 
 
-def _refuse_mixing(name: str, given: dict[str, Any]) -> None:
+@register_guard(F.embedding, F.embedding_bag)
+def no_mixing_options(call: Call) -> None:
+    """Refuse look-ups that depend on the whole batch, or write to the table."""
+    given = call.bound()
     for option, why in (
         ("scale_grad_by_freq", "divides by how often a token is in the whole batch"),
         ("max_norm", "rewrites the rows that the batch looks up"),
@@ -133,6 +136,6 @@ def _refuse_mixing(name: str, given: dict[str, Any]) -> None:
         if given[option]:
             raise ModelError(
                 expected="layers that treat every example by itself",
-                got=f"{name} with {option}, which {why}",
+                got=f"{call.name} with {option}, which {why}",
                 fix=f"leave {option} out",
             )

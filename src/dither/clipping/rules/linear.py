@@ -11,7 +11,7 @@ from dither.clipping.forms import Form, over_time
 from dither.clipping.layout import Layout, find_layout
 from dither.clipping.rules.common import over_steps, steps, summed
 from dither.clipping.rules.generic import by_vmap
-from dither.clipping.rules.registry import register_rule
+from dither.clipping.rules.registry import register_expander, register_rule
 
 _MATMUL = (
     torch.matmul,
@@ -36,6 +36,15 @@ def linear(capture: Capture, call: Call) -> Tensor:
         (capture.target(bias), summed),
     ]
     return capture.tap(call, output, layout, makers, inputs=[x])
+
+
+@register_expander(F.linear)
+def constant_inputs(capture: Capture, call: Call) -> Tensor | None:
+    """Record a layer on the same constants for each example, as initial states often are."""
+    x = call.named("input weight bias")["input"]
+    if capture.target(x) is not None or x.ndim < 2 or x.shape[0] != capture.rows:
+        return None
+    return None if capture.rows == 1 else linear(capture, call)
 
 
 @register_rule(*_MATMUL)

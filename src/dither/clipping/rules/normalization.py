@@ -14,7 +14,7 @@ from dither.clipping.capture import Call, Capture
 from dither.clipping.forms import Dense, Form
 from dither.clipping.layout import Layout, Place, find_layout
 from dither.clipping.rules.generic import by_vmap
-from dither.clipping.rules.registry import register_rule
+from dither.clipping.rules.registry import register_guard, register_rule
 from dither.errors import ModelError
 
 
@@ -98,12 +98,6 @@ def group_norm(capture: Capture, call: Call) -> Tensor:
 def instance_norm(capture: Capture, call: Call) -> Tensor:
     """As `group_norm`, one group a channel; running statistics are refused."""
     given = call.bound()
-    if given["use_input_stats"] and given["running_mean"] is not None:
-        raise ModelError(
-            expected="no buffers that records update",
-            got="instance_norm with running statistics",
-            fix="set track_running_stats=False",
-        )
     plain = {**given, "weight": None, "bias": None}
     return _channels(capture, call, given, lambda x: F.instance_norm(**{**plain, "input": x}))
 
@@ -112,12 +106,6 @@ def instance_norm(capture: Capture, call: Call) -> Tensor:
 def batch_norm(capture: Capture, call: Call) -> Tensor:
     """Allowed with fixed statistics, when it is no more than a scale and a shift."""
     given = call.bound()
-    if given["training"] or given["running_mean"] is None:
-        raise ModelError(
-            expected="layers that treat every example by itself",
-            got="batch_norm in training mode, which normalises over the batch",
-            fix="use nn.GroupNorm, or put a pre-trained one in eval() mode",
-        )
     mean, variance, eps = given["running_mean"], given["running_var"], given["eps"]
     return _channels(
         capture,
@@ -154,3 +142,27 @@ def _channel_sum(layout: Layout, gradient: Tensor) -> Form:
     channel = 1 if layout.place is Place.FIRST else 2
     last = gradient.movedim(channel, -1)
     return Dense(last if last.ndim == 2 else last.flatten(1, -2).sum(1))
+
+
+@register_guard(F.batch_norm)
+def no_batch_statistics(call: Call) -> None:
+    """Refuse normalisation over the batch, with or without parameters of its own."""
+    given = call.bound()
+    if given["training"] or given["running_mean"] is None:
+        raise ModelError(
+            expected="layers that treat every example by itself",
+            got="batch_norm in training mode, which normalises over the batch",
+            fix="use nn.GroupNorm, or put a pre-trained one in eval() mode",
+        )
+
+
+@register_guard(F.instance_norm)
+def no_running_statistics(call: Call) -> None:
+    """Refuse statistics that records update."""
+    given = call.bound()
+    if given["use_input_stats"] and given["running_mean"] is not None:
+        raise ModelError(
+            expected="no buffers that records update",
+            got="instance_norm with running statistics",
+            fix="set track_running_stats=False",
+        )

@@ -8,9 +8,12 @@ from typing import Any
 
 from torch.overrides import handle_torch_function, has_torch_function
 
-from dither.clipping.capture import Rule
+from dither.clipping.capture import Guard, Rule
+from dither.errors import ConfigError
 
 RULES: dict[Callable[..., Any], Rule] = {}
+# Functions that may mix examples, trained or not.
+GUARDS: dict[Callable[..., Any], Guard] = {}
 # Functions that repeat a parameter, perhaps once for each example; None where they do not.
 EXPANDERS: dict[Callable[..., Any], Rule] = {}
 
@@ -32,6 +35,9 @@ def register_rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
     Returns:
         A decorator.
 
+    Raises:
+        ConfigError: No functions, or something that is none.
+
     Example:
         >>> import torch
         >>> from dither.clipping.forms import Dense
@@ -47,11 +53,28 @@ def register_rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
         ...     makers = [(capture.target(scale), lambda b: Dense(b * layout.by_example(x)))]
         ...     return capture.tap(call, output, layout, makers, inputs=[x])
     """
+    if not functions or not all(callable(function) for function in functions):
+        raise ConfigError(
+            expected="the functions that the rule is for",
+            got=", ".join(type(function).__name__ for function in functions) or "none",
+            fix="write @register_rule(function)",
+        )
 
     def register(rule: Rule) -> Rule:
         for function in functions:
             RULES[function] = rule
         return rule
+
+    return register
+
+
+def register_guard(*functions: Callable[..., Any]) -> Callable[[Guard], Guard]:
+    """Register what to refuse of functions, whether or not a parameter goes into them."""
+
+    def register(guard: Guard) -> Guard:
+        for function in functions:
+            GUARDS[function] = guard
+        return guard
 
     return register
 
