@@ -63,6 +63,11 @@ def make(tmp_path: Path, model: nn.Module | None = None, **options: Any) -> Any:
     return make_private(chosen, optimizer, loader, **{**settings, **options})
 
 
+def test_a_budget_beside_a_plan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a plan and epsilon"):
+        make(tmp_path, plan=make_plan(3), epsilon=1.0)
+
+
 def test_three_lines_in_an_existing_loop(tmp_path: Path) -> None:
     step, loader = make(tmp_path, plan=None, epsilon=5.0, delta=1e-5, epochs=2)
     assert isinstance(step, PrivateStep)

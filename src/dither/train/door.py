@@ -121,6 +121,8 @@ def make_private(
     check_model(model)
     check_loader(loader)
     records = len(loader.dataset)  # type: ignore[arg-type]
+    if plan is not None:
+        _refuse_beside_plan(epsilon=epsilon, delta=delta, epochs=epochs)
     promise = plan or _plan(
         loader,
         epsilon=epsilon,
@@ -192,6 +194,16 @@ def _plan(
     return Plan.calibrate(
         epsilon=epsilon, delta=delta, l2_clip=l2_clip, relation=relation, beside=beside, **size
     )
+
+
+def _refuse_beside_plan(**given: float | None) -> None:
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        raise ConfigError(
+            expected="either a plan or epsilon, delta and epochs",
+            got=f"a plan and {', '.join(named)}",
+            fix=f"leave {named[0]} out: the plan says what is promised",
+        )
 
 
 def _check_records(plan: Plan, records: int) -> None:
