@@ -63,12 +63,12 @@ def test_models_that_mix_examples_are_refused(name: str) -> None:
         run(composed(MIXING[name]))
 
 
-def test_mixing_that_only_some_batches_show_goes_example_by_example() -> None:
+def test_mixing_that_only_some_batches_show_is_seen_alone() -> None:
     """The first example has the largest entry, whatever the others are."""
     data = (batch()[0].clone(),)
     data[0][0, 0] = 10.0
     model = composed(lambda m, x: m.out(m.layer(x) / x.abs().max()))
-    with pytest.warns(DitherWarning, match="disagree"):
+    with pytest.raises(ModelError, match="for an example alone"):
         is_right(model, data=data)
 
 

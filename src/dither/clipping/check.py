@@ -54,9 +54,11 @@ class Alone:
 
     Attributes:
         gradients: By parameter.
+        loss: Its loss.
     """
 
     gradients: dict[str, Tensor]
+    loss: float
 
     @property
     def size(self) -> float:
@@ -109,8 +111,6 @@ def show(
         if not any(_seen(trial, alone) for trial in trials):
             continue
         first, second = trials
-        if rows > 1 and not draws_random:
-            _check_size(first, second)
         return Shown(
             signatures=frozenset({first.signature, second.signature}),
             row_bytes=max(1, first.bytes // first.losses.shape[0]),
@@ -132,21 +132,26 @@ def _trial(run: Run, batch: Batch, start: int, rows: int, alone: list[Alone]) ->
     known = alone[:rows]
     gradients = run(chunk)
     _compare(gradients, run(exchanged(chunk, slice(EXAMPLES, None))), range(len(known)))
+    _check_losses(gradients, known)
     wrong = disagreement(gradients, known)
     if wrong is not None:
         raise UnsupportedError(f"book-keeping and plain autograd disagree at '{wrong}'")
     return gradients
 
 
-def _check_size(first: Gradients, second: Gradients) -> None:
-    one, other = float(first.losses[0]), float(second.losses[0])
-    if _finite(one, other) and abs(one - other) > 0.05 * (abs(one) + abs(other)) + 1e-6:
-        raise ModelError(
-            expected="losses that do not depend on the size of the batch",
-            got=f"{one:.4g} for an example in {first.losses.shape[0]} rows and {other:.4g} in "
-            f"{second.losses.shape[0]}",
-            fix="do not divide by the number of examples: the step divides by the expected one",
-        )
+def _check_losses(gradients: Gradients, alone: list[Alone]) -> None:
+    for index, example in enumerate(alone):
+        together, apart = float(gradients.losses[index]), example.loss
+        if _finite(together, apart) and abs(together - apart) > 1e-6 + 0.05 * (
+            abs(together) + abs(apart)
+        ):
+            raise ModelError(
+                expected="losses that depend neither on the rest nor on the size of the batch",
+                got=f"{apart:.4g} for an example alone and {together:.4g} in "
+                f"{gradients.losses.shape[0]} rows",
+                fix="do not divide by the number of examples (the step divides by the expected "
+                "one), and take out what looks across the batch",
+            )
 
 
 def check_whole(run: Run, chunk: Chunk, gradients: Gradients | None) -> None:
@@ -192,8 +197,9 @@ def _each_alone(
     found = []
     for index in places:
         if index < batch.rows:
-            gradients, _ = alone(model, loss_fn, batch.chunk(index, index + 1, 1), inventory)
-            found.append(Alone({name: g.double() for name, g in gradients.items()}))
+            gradients, loss = alone(model, loss_fn, batch.chunk(index, index + 1, 1), inventory)
+            wide = {name: gradient.double() for name, gradient in gradients.items()}
+            found.append(Alone(wide, float(loss)))
     return found
 
 

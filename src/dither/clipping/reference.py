@@ -85,7 +85,7 @@ def alone(
     with torch.enable_grad(), inventory.eagerly():
         loss = by_rows(losses_of(model, loss_fn, chunk.data), 1).sum()
     if not loss.requires_grad:
-        return {}, loss
+        return {}, loss.detach()
     parameters = inventory.parameters
     try:
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
