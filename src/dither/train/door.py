@@ -121,8 +121,7 @@ def make_private(
     check_model(model)
     check_loader(loader)
     records = len(loader.dataset)  # type: ignore[arg-type]
-    if plan is not None:
-        _refuse_beside_plan(epsilon=epsilon, delta=delta, epochs=epochs)
+    _refuse_beside(plan, epsilon=epsilon, delta=delta, epochs=epochs)
     promise = plan or _plan(
         loader,
         epsilon=epsilon,
@@ -196,9 +195,9 @@ def _plan(
     )
 
 
-def _refuse_beside_plan(**given: float | None) -> None:
+def _refuse_beside(plan: Plan | None, **given: float | None) -> None:
     named = [name for name, value in given.items() if value is not None]
-    if named:
+    if plan is not None and named:
         raise ConfigError(
             expected="either a plan or epsilon, delta and epochs",
             got=f"a plan and {', '.join(named)}",
