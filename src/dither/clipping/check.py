@@ -97,27 +97,52 @@ def show(
         ModelError: Examples mix.
         UnsupportedError: Gradients differ.
     """
+    failed: UnsupportedError | None = None
     for start in range(0, batch.rows, max(EXAMPLES, -(-batch.rows // _STARTS))):
-        trials = []
-        alone: list[Alone] = []
-        draws_random = True
-        for more, level in enumerate(_LEVELS):
-            with NoRandomness(level) as draws:
-                if draws_random:
-                    places = range(start, start + EXAMPLES)
-                    alone = _each_alone(model, loss_fn, batch, places, inventory)
-                trials.append(_trial(run, batch, start, rows + more, alone))
-            draws_random = draws.drew
-        if not any(_seen(trial, alone) for trial in trials):
+        # Saturated examples have gradients of rounding noise; a wrong rule is wrong everywhere.
+        try:
+            shown = _show_at(
+                run, model, loss_fn, batch, inventory=inventory, rows=rows, start=start
+            )
+        except UnsupportedError as error:
+            failed = failed or error
             continue
-        first, second = trials
-        return Shown(
-            signatures=frozenset({first.signature, second.signature}),
-            row_bytes=max(1, first.bytes // first.losses.shape[0]),
-            slow=first.slow,
-            random=draws_random,
-        )
+        if shown is not None:
+            return shown
+    if failed is not None:
+        raise failed
     return None
+
+
+def _show_at(
+    run: Run,
+    model: nn.Module,
+    loss_fn: Loss,
+    batch: Batch,
+    *,
+    inventory: Inventory,
+    rows: int,
+    start: int,
+) -> Shown | None:
+    trials = []
+    alone: list[Alone] = []
+    draws_random = True
+    for more, level in enumerate(_LEVELS):
+        with NoRandomness(level) as draws:
+            if draws_random:
+                places = range(start, start + EXAMPLES)
+                alone = _each_alone(model, loss_fn, batch, places, inventory)
+            trials.append(_trial(run, batch, start, rows + more, alone))
+        draws_random = draws.drew
+    if not any(_seen(trial, alone) for trial in trials):
+        return None
+    first, second = trials
+    return Shown(
+        signatures=frozenset({first.signature, second.signature}),
+        row_bytes=max(1, first.bytes // first.losses.shape[0]),
+        slow=first.slow,
+        random=draws_random,
+    )
 
 
 def _seen(gradients: Gradients, alone: list[Alone]) -> bool:

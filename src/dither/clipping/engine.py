@@ -190,12 +190,21 @@ class ClippingEngine:
         if self.method == "bookkeeping":
             try:
                 gradients = self._keep_books(chunk)
-                if self._require_shown(gradients, chunk, batch):
+                if self._may_believe(gradients, chunk, batch):
                     return gradients
                 return reference.one_by_one(self.model, self._loss_fn, chunk, self._inventory)
             except UnsupportedError as why:
                 self._fall_back(str(why))
         return reference.differentiate(self.model, self._loss_fn, chunk, self._inventory)
+
+    def _may_believe(self, gradients: Gradients, chunk: Chunk, batch: Batch) -> bool:
+        """Return whether this was shown; of a few examples none need be told by the check."""
+        try:
+            return self._require_shown(gradients, chunk, batch)
+        except UnsupportedError:
+            if chunk.rows > _TRIAL:
+                raise
+            return False
 
     def _require_shown(self, gradients: Gradients, chunk: Chunk, batch: Batch) -> bool:
         """Check anew where parameters meet examples in another way than before.
@@ -209,8 +218,6 @@ class ClippingEngine:
             if not self._shown:
                 return False
         if key not in self._shown:
-            if chunk.rows <= _TRIAL:  # few examples may be told apart in ways of their own
-                return False
             raise UnsupportedError("its course depends on the examples")
         if len(self._whole) < _WHOLE and batch.shape not in self._whole:
             self._whole.add(batch.shape)
@@ -234,7 +241,8 @@ class ClippingEngine:
             try:
                 return self._check(batch, _TRIAL)
             except UnsupportedError as why:
-                self._fall_back(str(why))
+                if batch.rows > _TRIAL:
+                    self._fall_back(str(why))
         return 4 * self._size()
 
     def _check(self, batch: Batch, rows: int) -> int:
