@@ -259,7 +259,7 @@ def test_a_course_that_depends_on_the_examples_is_noticed() -> None:
             hidden = m.layer(hidden)
         return m.out(hidden)  # type: ignore[no-any-return]
 
-    data = (torch.cat([batch()[0], torch.full((3, 4), 9.0, dtype=torch.float64)]),)
+    data = (torch.cat([*[batch()[0]] * 4, torch.full((3, 4), 9.0, dtype=torch.float64)]),)
     with pytest.warns(DitherWarning, match="depends on the examples"), pytest.raises(ModelError):
         run(composed(forward), data=data)
 
