@@ -85,6 +85,37 @@ def test_a_table_converted_like_an_example_is_still_shared() -> None:
     torch.testing.assert_close(found, flat(engine_ref, (x, y)), rtol=1e-4, atol=1e-5)
 
 
+def written(x: Tensor) -> Tensor:
+    """Examples copied through a view of a constant."""
+    room = x.new_zeros(x.shape)
+    room[:, :].copy_(x)
+    return room
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        written,
+        lambda x: x.new_tensor(x),
+        lambda x: torch.full_like(x, 0.0) + x,
+        lambda x: torch.empty_like(x).copy_(x),
+    ],
+    ids=["view", "new_tensor", "full_like", "copy"],
+)
+@pytest.mark.filterwarnings("ignore:To copy construct")
+def test_examples_in_what_was_a_constant_still_count(make: Callable[[Tensor], Tensor]) -> None:
+    class Rewritten(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(make(x))
+
+    torch.manual_seed(0)
+    model = Rewritten(5, 1)
+    plain = nn.Linear(5, 1)
+    plain.load_state_dict(model.state_dict())
+    found = flat(engine_of(model), examples())
+    torch.testing.assert_close(found, flat(engine_of(plain), examples()))
+
+
 def test_gram_entries_below_float32_are_measured_wide() -> None:
     left, right = torch.full((1, 70, 150), 1e-23), torch.full((1, 70, 150), 1e16)
     exact = 70 * 1e-7 * 150

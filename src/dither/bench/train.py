@@ -1,74 +1,44 @@
-"""`dither bench train`: a private step against a plain one of the same model and optimizer."""
+"""`dither bench train`: private steps of the census model against plain ones, without a pool."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dither.bench.clip_models import ClipCase
+from dither.bench.clip_steps import plain_run, private_run
 from dither.bench.harness import Case, Row, measure
 from dither.clipping.loss import per_example
-from dither.noise.entropy import OsEntropy
-from dither.privacy.account import Account
-from dither.privacy.events import SamplerKind
-from dither.privacy.ledger import Ledger
-from dither.privacy.plan import Plan
-from dither.privacy.ticket import SampleTicket
-from dither.sampling.loader import PoissonBatch
 from dither.train.models import mlp
-from dither.train.plain import PlainStep
-from dither.train.step import PrivateStep
 
-_RECORDS = 1 << 20
-_STEPS = 1 << 20
+_SIZES = (1024, 4096)
+_TARGET = 1.6
 
 
 def rows(*, full: bool = False) -> Iterator[Row]:
-    """Yield one row a case; batches are ready, so sampling and gathering are not counted."""
-    cases = [("mlp", (64, 512, 512), size) for size in (256, 1024, 4096)]
-    cases += [("acs_mlp", (135, 128, 64), size) for size in (1024, 4096)]
-    for name, widths, size in cases:
-        with _contenders(f"{name}/{size}", widths, size) as case:
-            yield measure(case, pairs=20 if full else 8)
+    """Yield one row a batch size; batches are ready, so sampling and gathering are not counted."""
+    for size in _SIZES:
+        case = _case(size)
+        data = case.batch(size)
+        plain = plain_run(case, case.build(), data)
+        with private_run(case, case.build(), data, noise_pool=False) as private:
+            pair = Case(case.name, "plain", private.step, plain, target=case.target)
+            yield measure(pair, pairs=20 if full else 8)
 
 
-@contextmanager
-def _contenders(name: str, widths: tuple[int, ...], batch_size: int) -> Iterator[Case]:
-    inputs = torch.randn(batch_size, widths[0])
-    targets = torch.randint(0, 2, (batch_size,))
-    loss_fn = per_example(nn.CrossEntropyLoss())
-    rate = batch_size / _RECORDS
+def _case(size: int) -> ClipCase:
+    return ClipCase(
+        name=f"acs_mlp/{size}",
+        batch_size=size,
+        target=_TARGET,
+        build=partial(mlp, 135, (128, 64), 2, seed=0),
+        batch=_batch,
+        loss_fn=per_example(nn.CrossEntropyLoss()),  # type: ignore[arg-type]
+    )
 
-    def batch() -> PoissonBatch:
-        ticket = SampleTicket(SamplerKind.POISSON, rate, secret=True)
-        return PoissonBatch((inputs, targets), batch_size, ticket)
 
-    with TemporaryDirectory() as folder:
-        plan = Plan(
-            records=_RECORDS,
-            sampling_rate=rate,
-            steps=_STEPS,
-            l2_clip=1.0,
-            noise_multiplier=1.0,
-            delta=1e-7,
-        )
-        ledger = Ledger.create(Path(folder) / "ledger.sqlite", store="bench", sensitive=False)
-        model, twin = (mlp(widths[0], widths[1:], 2, seed=0) for _ in range(2))
-        private = PrivateStep(
-            model,
-            torch.optim.SGD(model.parameters(), lr=0.01),
-            loss_fn=loss_fn,
-            account=Account(ledger, "bench", plan),
-            entropy=OsEntropy(),
-        )
-        plain = PlainStep(
-            twin,
-            torch.optim.SGD(twin.parameters(), lr=0.01),
-            loss_fn=loss_fn,
-            expected_batch_size=float(batch_size),
-        )
-        yield Case(name, "plain", lambda: private(batch()), lambda: plain(batch()))
+def _batch(size: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(size, 135), torch.randint(0, 2, (size,))

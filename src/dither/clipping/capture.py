@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from dither.clipping.forms import Form
-from dither.clipping.layout import Layout
+from dither.clipping.layout import Layout, Place
 from dither.clipping.sums import Workspace
 from dither.clipping.unsupported import UnsupportedError
 from dither.errors import ModelError
@@ -112,10 +112,10 @@ Rule: TypeAlias = Callable[["Capture", Call], Any]
 
 
 _T = Tensor
-# Nothing of an example's values goes into these results,
+# Nothing of a tensor's values goes into these results,
 _OF_SHAPES = frozenset(
-    {torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like}
-    | {_T.new_zeros, _T.new_ones, _T.new_empty, _T.new_full, _T.new_tensor}
+    {torch.zeros_like, torch.ones_like, torch.empty_like}
+    | {_T.new_zeros, _T.new_ones, _T.new_empty}
 )
 # and of these nothing but the first argument.
 _CONVERSIONS = frozenset({_T.to, _T.type_as, _T.expand_as, _T.view_as, _T.reshape_as})
@@ -207,11 +207,18 @@ class Capture(TorchFunctionMode):
         result = call.run()
         for tensor, version in zip(constants, versions, strict=True):
             if version_of(tensor) != version:  # examples were written into it
-                self._constants.pop(id(tensor), None)
+                self._forget(tensor)
         func = call.function
         if func in _OF_SHAPES or (func in _CONVERSIONS and id(call.args[0]) in self._constants):
             self._keep(result)
         return result
+
+    def _forget(self, written: Tensor) -> None:
+        """Take a tensor, and all that share its memory, from the constants."""
+        memory = written.untyped_storage().data_ptr()
+        for key, tensor in list(self._constants.items()):
+            if tensor.untyped_storage().data_ptr() == memory:
+                del self._constants[key]
 
     def _keep(self, result: Any) -> None:
         for tensor in _results(result):
@@ -258,16 +265,13 @@ class Capture(TorchFunctionMode):
             layout: Where its examples are.
             makers: Targets with makers; None targets (frozen, absent) are left out.
             inputs: Tensors that makers read when the backward pass is over.
-
         """
         wanted = tuple((target, make) for target, make in makers if target is not None)
-        if not wanted:
-            return output
-        if not output.requires_grad:
-            # As in plain autograd: this use gives the parameter no gradient.
+        # Without a gradient, as under no_grad, plain autograd gives the parameter none either.
+        if not wanted or not output.requires_grad:
             return output
         names = tuple(name for target, _ in wanted for name in target.names)
-        parts = output.shape[0] // layout.rows if layout.place.value == "folded" else 0
+        parts = output.shape[0] // layout.rows if layout.place is Place.FOLDED else 0
         self.taps.append(
             Tap(
                 edge=get_gradient_edge(output),
@@ -293,10 +297,9 @@ class Capture(TorchFunctionMode):
         given = _tensors(call.args, call.kwargs)
         sources = [found for tensor in given if (found := self.target(tensor)) is not None]
         result = call.run()
+        self._keep(result)
         for tensor in _results(result):
-            if not tensor.requires_grad:
-                self._constants[id(tensor)] = tensor
-            elif trainable and self.target(tensor) is None:
+            if tensor.requires_grad and trainable and self.target(tensor) is None:
                 names = tuple(dict.fromkeys(name for source in sources for name in source.names))
                 transposed = _transposed(tensor, sources)
                 self._targets[id(tensor)] = Target(tensor, names, False, transposed)

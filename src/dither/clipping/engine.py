@@ -30,7 +30,8 @@ from dither.release.bounded_sum import BoundedSum
 
 Method = Literal["bookkeeping", "reference"]
 
-# What one chunk may take by default: beyond it, larger chunks are not faster (dither bench clip).
+# What one chunk may take by default. Chunks of large models are faster still with more, but then a
+# step takes more memory than a plain one.
 _WORKING_SET = 1 << 27
 _TRIAL = 4  # rows of the chunk that is checked against each example alone
 _AMBIGUITIES = 8
@@ -47,7 +48,25 @@ def clipped_sum(
     entropy: Entropy,
     method: Method = "bookkeeping",
 ) -> ClippedSum:
-    """Sum the clipped per-example gradients of a batch: see `ClippingEngine`, used once."""
+    """Sum the clipped per-example gradients of a batch: a `ClippingEngine`, used once.
+
+    Guarantee and sensitivity are the engine's.
+
+    Args:
+        model: Its trainable parameters are differentiated; nothing is left on them.
+        loss_fn: ``(output, target) -> losses [batch]``, unreduced, or a `ModelLoss`.
+        data: A batch of the loader, ``batch.data``.
+        ticket: Its sample's right to one release, ``batch.ticket``.
+        clipping: The bound, which must be the plan's, and the style.
+        entropy: Seeds dropout; `OsEntropy` unless for debugging.
+        method: ``reference`` is the slow oracle.
+
+    Returns:
+        The bounded sum, for `release_sum`, and diagnostics for the operator alone.
+
+    Raises:
+        ModelError: The batch, the model or the loss cannot be taken example by example.
+    """
     return ClippingEngine(model, loss_fn, clipping, entropy, method=method)(data, ticket)
 
 
@@ -60,8 +79,9 @@ class ClippingEngine:
     counts as zero, also in the product. One record more or less hence moves the sum by at most C
     in exact arithmetic, and by `required_slack` more as computed. Dropout and the like draw fresh
     entropy each call, or one record's absence would shift everyone else's masks (PRIVACY-REVIEW
-    A5). Independence is shown, not assumed: the first batch of each shape is compared with each
-    example alone and with other examples beside it.
+    A5). Independence is checked, not assumed: at the first batch of each shape, at calls 2, 4, 8
+    and so on, and wherever parameters meet examples in a new way, examples are compared with
+    themselves alone and with other examples beside them.
 
     What book-keeping cannot split goes through `torch.func`, with one warning.
 
@@ -214,8 +234,8 @@ class ClippingEngine:
         """
         key = gradients.signature, self._inventory.modes
         if key not in self._shown:
-            self._check(batch, min(chunk.rows, _TRIAL))
-            if not self._shown:
+            shown, _ = self._check(batch, min(chunk.rows, _TRIAL))
+            if not shown:
                 return False
         if key not in self._shown:
             raise UnsupportedError("its course depends on the examples")
@@ -239,14 +259,18 @@ class ClippingEngine:
         """Check book-keeping on the first examples of a batch; return bytes an example takes."""
         if self.method == "bookkeeping":
             try:
-                return self._check(batch, _TRIAL)
+                return self._check(batch, _TRIAL)[1]
             except UnsupportedError as why:
                 if batch.rows > _TRIAL:
                     self._fall_back(str(why))
         return 4 * self._size()
 
-    def _check(self, batch: Batch, rows: int) -> int:
-        """Show that book-keeping is right on examples of a batch; return bytes an example takes."""
+    def _check(self, batch: Batch, rows: int) -> tuple[bool, int]:
+        """Compare book-keeping with examples of a batch alone.
+
+        Returns:
+            Whether anything was shown, and the bytes that an example takes.
+        """
         before = kept_tensors(self.model, self._loss_fn)
         first = batch.chunk(0, rows, rows)
         with check.NoRandomness(0.01):
@@ -262,11 +286,11 @@ class ClippingEngine:
             rows=rows,
         )
         if shown is None:
-            return max(1, gradients.bytes // gradients.losses.shape[0])
+            return False, max(1, gradients.bytes // gradients.losses.shape[0])
         self._shown.update((signature, self._inventory.modes) for signature in shown.signatures)
         self._warn_of_slow(shown.slow)
         self._random = shown.random
-        return shown.row_bytes
+        return True, shown.row_bytes
 
     def _measure(self, gradients: Gradients, real: int) -> tuple[Tensor, dict[str, Tensor]]:
         squares, total = squared_norms(gradients, self._inventory.parameters, real)

@@ -133,9 +133,8 @@ def squared_norms(
         return squares, zeros
     lengths = _lengths(gradients.forms, wide=False)
     tiny = lengths < TINY
-    if bool(
-        tiny[..., :real].any()
-    ):  # for these rows alone: one example must not change another's norm
+    if bool(tiny[..., :real].any()):
+        # For these rows alone: one example must not change another's norm.
         lengths = torch.where(tiny, _lengths(gradients.forms, wide=True), lengths)
     # False for NaN: what is not known to be safe is left out.
     safe = torch.where(lengths <= LARGEST_NORM, lengths, torch.inf)

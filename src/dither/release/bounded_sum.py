@@ -17,8 +17,7 @@ class BoundedSum:
 
     Attributes:
         chunks: The sum in pieces, name → float32 or float64 tensor; every coordinate in exactly one
-            chunk. A
-            table of which few rows are not zero may be sparse (COO, one sparse dimension).
+            chunk. A table of which few rows are not zero may be sparse (COO, one sparse dimension).
         dimension: d, number of coordinates in all chunks together.
         l2_clip: C.
         ticket: How the sample was drawn; spent by the release.
