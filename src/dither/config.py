@@ -32,7 +32,7 @@ class TrainConfig:
         clipping: How gradients become shorter: flat cuts at the bound, automatic normalises, and
             per_layer gives every layer a part of the bound. adaptive moves the bound after a noisy
             quantile of the norms, which --epsilon covers too. The others change no ε.
-        clip_quantile: Share of gradients that adaptive clipping leaves whole.
+        clip_quantile: Share of gradients that adaptive clipping leaves whole; by default a half.
         microbatch_size: Records that pass through the model at a time. Changes speed only.
         memory_limit: MiB that one such pass may take, about. Changes speed only.
         noise_multiplier: Noise over sensitivity, instead of --epsilon, which then follows.
@@ -70,7 +70,7 @@ class TrainConfig:
     batch_size: int = 4096
     l2_clip: float = 1.0
     clipping: Literal["flat", "automatic", "per_layer", "adaptive"] = "flat"
-    clip_quantile: float = 0.5
+    clip_quantile: float | None = None
     microbatch_size: int | None = None
     memory_limit: int | None = None
     noise_multiplier: float | None = None
@@ -129,6 +129,15 @@ class TrainConfig:
                 got=f"{self.relation} with declared records {self.declared_records}",
                 fix="under add_remove n itself is private: declare a public one; else leave it out",
             )
+        self._check_clipping()
+
+    def _check_clipping(self) -> None:
+        if self.clip_quantile is not None and self.clipping != "adaptive":
+            raise ConfigError(
+                expected="--clip-quantile together with --clipping adaptive, which it is for",
+                got=f"--clipping {self.clipping}",
+                fix="add --clipping adaptive, or leave --clip-quantile out",
+            )
         if self.clipping == "adaptive" and self.relation == "add_remove":
             raise ConfigError(
                 expected="--clipping flat, automatic or per_layer under --relation add_remove",
@@ -184,7 +193,8 @@ class TrainConfig:
             _require(0.0 < value < float("inf"), f"a finite --{name} above 0", value)
         _require(0.0 < self.delta < 1.0, "a --delta in (0, 1)", self.delta)
         _require(0.0 <= self.momentum < 1.0, "a --momentum in [0, 1)", self.momentum)
-        _require(0.0 < self.clip_quantile < 1.0, "a --clip_quantile in (0, 1)", self.clip_quantile)
+        quantile = self.clip_quantile
+        _require(quantile is None or 0.0 < quantile < 1.0, "a --clip-quantile in (0, 1)", quantile)
         _require(0.0 < self.test_fraction < 1.0, "a --test_fraction in (0, 1)", self.test_fraction)
         _require(
             all(1 <= width <= 2**16 for width in self.hidden),

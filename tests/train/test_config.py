@@ -39,8 +39,9 @@ def test_good_options_pass() -> None:
         ({"lease": 0}, "--lease"),
         ({"microbatch_size": 0}, "--microbatch-size"),
         ({"memory_limit": 0}, "--memory-limit"),
-        ({"clip_quantile": 0.0}, "--clip-quantile"),
-        ({"clip_quantile": 1.0}, "--clip-quantile"),
+        ({"clipping": "adaptive", "clip_quantile": 0.0}, "--clip-quantile"),
+        ({"clipping": "adaptive", "clip_quantile": 1.0}, "--clip-quantile"),
+        ({"clip_quantile": 0.4}, "--clipping adaptive"),
         (
             {"clipping": "adaptive", "relation": "add_remove", "declared_records": 5},
             "--relation zero_out",

@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import (
+    TreeSpec,
+    keystr,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_map,
+    tree_unflatten,
+)
 
 from dither.clipping.gradients import Chunk
 from dither.errors import ModelError
@@ -54,12 +62,30 @@ def as_batch(data: Any) -> Batch:
     rows = {leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim}
     tensors = all(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves)
     if not leaves or not tensors or len(rows) != 1 or isinstance(data, Tensor):
+        _refuse_others(data)
         raise ModelError(
             expected="batches (input, ..., target) of tensors with one row an example",
             got=type(data).__name__ if len(rows) < 2 else f"rows {sorted(rows)}",
             fix="give the loader a collate_fn that returns (inputs, targets)",
         )
     return Batch(tuple(leaves), spec, rows.pop())
+
+
+def _refuse_others(data: Any) -> None:
+    """Refuse leaves that are no tensors, by name, and sequences packed over the batch."""
+    for path, leaf in tree_flatten_with_path(data, lambda x: isinstance(x, PackedSequence))[0]:
+        if isinstance(leaf, PackedSequence):
+            raise ModelError(
+                expected="padded sequences, one row an example",
+                got="a PackedSequence, whose rows are time steps of all examples",
+                fix="pad with torch.nn.utils.rnn.pad_sequence(batch_first=True) and mask the loss",
+            )
+        if not isinstance(leaf, Tensor):
+            raise ModelError(
+                expected="batches (input, ..., target) of tensors with one row an example",
+                got=f"{type(leaf).__name__} at batch{keystr(path)}",
+                fix="let the collate_fn return tensors only",
+            )
 
 
 def chunk_rows(rows: int, most: int, *, fixed: bool) -> int:

@@ -49,8 +49,11 @@ class Clipping:
         for name in ("microbatch_size", "memory_limit", "expected_rows"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
+                unit = "bytes" if name == "memory_limit" else "examples"
                 raise ConfigError(
-                    expected=f"a whole {name} of at least 1", got=repr(value), fix="raise it"
+                    expected=f"{name} as a whole number of {unit}, at least 1",
+                    got=repr(value),
+                    fix=f"pass {name}={1 << 26 if unit == 'bytes' else 64}, for instance",
                 )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +51,15 @@ def per_example(
             ``(output, target) -> losses [batch]``, or a `ModelLoss`.
 
     Raises:
-        ModelError: A module whose reduction cannot be changed.
+        ModelError: A module whose reduction cannot be changed, or nothing that can be called.
     """
+    function = loss_fn.function if isinstance(loss_fn, ModelLoss) else loss_fn
+    if not callable(function):
+        raise ModelError(
+            expected="a loss: a criterion, a function (output, target) -> losses, or a ModelLoss",
+            got=repr(function),
+            fix="pass loss_fn=torch.nn.CrossEntropyLoss(), for instance",
+        )
     if not isinstance(loss_fn, nn.Module):
         return loss_fn
     if not hasattr(loss_fn, "reduction"):
@@ -78,7 +85,7 @@ def losses_of(model: nn.Module, loss_fn: PerExampleLoss | ModelLoss, data: Any) 
         ModelError: The batch has another form.
     """
     if isinstance(loss_fn, ModelLoss):
-        return loss_fn.function(model, data)
+        return _own_loss(loss_fn, model, data)
     if not isinstance(data, list | tuple) or len(data) < 2:
         raise ModelError(
             expected="batches (input, ..., target) of tensors with one row an example",
@@ -96,6 +103,18 @@ def losses_of(model: nn.Module, loss_fn: PerExampleLoss | ModelLoss, data: Any) 
             fix="let the collate_fn return the model's own inputs and then the target",
         ) from error
     return loss_fn(output, target)
+
+
+def _own_loss(loss_fn: ModelLoss, model: nn.Module, data: Any) -> Any:
+    try:
+        return loss_fn.function(model, data)
+    except KeyError as error:
+        held = ", ".join(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+        raise ModelError(
+            expected=f"a batch with the entry {error} that the ModelLoss reads",
+            got=f"one of {held}",
+            fix="make collate_fn and ModelLoss agree on the names",
+        ) from error
 
 
 def by_rows(losses: Any, rows: int) -> Tensor:

@@ -91,6 +91,15 @@ class PerLayer:
     groups: Mapping[str, str] | None = None
     weights: Mapping[str, float] | None = None
 
+    def __post_init__(self) -> None:
+        for name, group in (self.groups or {}).items():
+            if not isinstance(group, str):
+                raise ConfigError(
+                    expected="groups that give each parameter's name the name of its group",
+                    got=f"{group!r} for '{name}'",
+                    fix="turn it around: PerLayer(groups={'conv1.weight': 'early', ...})",
+                )
+
     def factors(self, squares: Squares, l2_clip: float) -> Squares:
         """Return min(1, C_l/‖g_l‖): Σ_l ‖factor_l·g_l‖² ≤ Σ C_l² = C².
 

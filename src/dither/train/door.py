@@ -38,13 +38,13 @@ def make_private(
     epsilon: float | None = None,
     delta: float | None = None,
     epochs: int | None = None,
-    l2_clip: float = 1.0,
+    l2_clip: float | None = None,
     clipping: Style | AdaptiveClip | None = None,
     microbatch_size: int | None = None,
     memory_limit: int | None = None,
     plan: Plan | None = None,
     store: str = "unnamed records",
-    relation: str = "zero_out",
+    relation: str | None = None,
     sensitive: bool = True,
     run: str | None = None,
     insecure_seed: int | None = None,
@@ -71,7 +71,7 @@ def make_private(
         epsilon: Budget ε of all epochs together, with all that adaptive clipping releases.
         delta: δ, well below 1/len(dataset).
         epochs: Passes over the loader that the budget is for.
-        l2_clip: Bound on the L2 norm of one record's gradient.
+        l2_clip: Bound on the L2 norm of one record's gradient, by default 1.
         clipping: How gradients become shorter: `Flat` (the default), `Automatic`, `PerLayer`, a
             style of your own, or `AdaptiveClip`. A sum's sensitivity is ``l2_clip`` in each, so no
             style changes ε; `AdaptiveClip` makes releases of its own, which are charged.
@@ -80,7 +80,8 @@ def make_private(
         plan: A ready plan, instead of epsilon, delta, epochs, l2_clip and relation. Adaptive
             clipping costs ε on top of it, unless `Plan.calibrate` was told (``beside``).
         store: Name of the records, which the ledger is bound to.
-        relation: ``zero_out`` or ``replace_one`` (add_remove needs a plan with a declared n).
+        relation: ``zero_out`` (the default) or ``replace_one``; add_remove needs a plan with a
+            declared n.
         sensitive: Whether unprotected use must be forced.
         run: Name of this run in the ledger; name a run of before to go on with its budget.
         insecure_seed: Reproducible noise for debugging. NOT PRIVATE: charged as ε = ∞, and refused
@@ -120,15 +121,19 @@ def make_private(
     """
     check_model(model)
     check_loader(loader)
+    loss = per_example(loss_fn)
     records = len(loader.dataset)  # type: ignore[arg-type]
-    _refuse_beside(plan, epsilon=epsilon, delta=delta, epochs=epochs)
+    _refuse_beside(
+        plan, epsilon=epsilon, delta=delta, epochs=epochs, l2_clip=l2_clip, relation=relation
+    )
+    _check_clipping(clipping)
     promise = plan or _plan(
         loader,
         epsilon=epsilon,
         delta=delta,
         epochs=epochs,
-        l2_clip=l2_clip,
-        relation=_relation(relation),
+        l2_clip=1.0 if l2_clip is None else l2_clip,
+        relation=_relation(relation or "zero_out"),
         adaptive=clipping if isinstance(clipping, AdaptiveClip) else None,
     )
     _check_records(promise, records)
@@ -147,7 +152,7 @@ def make_private(
     step = PrivateStep(
         model,
         optimizer,
-        loss_fn=per_example(loss_fn),
+        loss_fn=loss,
         account=account,
         entropy=entropy,
         style=None if isinstance(clipping, AdaptiveClip) else clipping,
@@ -195,13 +200,30 @@ def _plan(
     )
 
 
-def _refuse_beside(plan: Plan | None, **given: float | None) -> None:
+def _refuse_beside(plan: Plan | None, **given: float | str | None) -> None:
     named = [name for name, value in given.items() if value is not None]
     if plan is not None and named:
         raise ConfigError(
-            expected="either a plan or epsilon, delta and epochs",
+            expected="either a plan or epsilon, delta, epochs, l2_clip and relation",
             got=f"a plan and {', '.join(named)}",
             fix=f"leave {named[0]} out: the plan says what is promised",
+        )
+
+
+def _check_clipping(clipping: object) -> None:
+    """Refuse what is neither a style nor adaptive clipping, such as a name or a class.
+
+    Raises:
+        ConfigError: Names what can be passed.
+    """
+    if clipping is None or isinstance(clipping, AdaptiveClip):
+        return
+    if isinstance(clipping, type) or not isinstance(clipping, Style):
+        name = clipping.__name__ if isinstance(clipping, type) else repr(clipping)
+        raise ConfigError(
+            expected="a style of clipping: Flat(), Automatic(), PerLayer() or AdaptiveClip()",
+            got=f"the class {name}" if isinstance(clipping, type) else name,
+            fix="pass an instance, such as clipping=Automatic()",
         )
 
 

@@ -127,7 +127,9 @@ def make_plan(config: TrainConfig, train_records: int) -> Plan:
 
 def adaptive_clip(config: TrainConfig) -> AdaptiveClip | None:
     """Return the options of adaptive clipping, where it is asked for."""
-    return AdaptiveClip(config.clip_quantile) if config.clipping == "adaptive" else None
+    if config.clipping != "adaptive":
+        return None
+    return AdaptiveClip() if config.clip_quantile is None else AdaptiveClip(config.clip_quantile)
 
 
 def style(config: TrainConfig) -> Style | None:

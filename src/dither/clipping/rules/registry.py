@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from types import FunctionType
 from typing import Any
 
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import (
+    get_testing_overrides,
+    handle_torch_function,
+    has_torch_function,
+    is_tensor_method_or_property,
+)
 
 from dither.clipping.capture import Guard, Rule
 from dither.errors import ConfigError
@@ -16,6 +22,7 @@ RULES: dict[Callable[..., Any], Rule] = {}
 GUARDS: dict[Callable[..., Any], Guard] = {}
 # Functions that repeat a parameter, perhaps once for each example; None where they do not.
 EXPANDERS: dict[Callable[..., Any], Rule] = {}
+_OVERRIDABLE: set[Callable[..., Any]] = set()
 
 
 def register_rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
@@ -59,6 +66,8 @@ def register_rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
             got=", ".join(type(function).__name__ for function in functions) or "none",
             fix="write @register_rule(function)",
         )
+    for function in functions:
+        _require_visible(function)
 
     def register(rule: Rule) -> Rule:
         for function in functions:
@@ -66,6 +75,17 @@ def register_rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
         return rule
 
     return register
+
+
+def _require_visible(function: Callable[..., Any]) -> None:
+    """Refuse functions whose calls never reach a rule: written in Python, and not overridable."""
+    plain = isinstance(function, FunctionType) and not is_tensor_method_or_property(function)
+    if plain and function not in _OVERRIDABLE and function not in get_testing_overrides():
+        raise ConfigError(
+            expected="a function that torch lets be overridden",
+            got=f"{function.__module__}.{function.__qualname__}, which hides its calls from rules",
+            fix="decorate it with @dither.overridable and call that everywhere",
+        )
 
 
 def register_guard(*functions: Callable[..., Any]) -> Callable[[Guard], Guard]:
@@ -103,4 +123,5 @@ def overridable(function: Callable[..., Any]) -> Callable[..., Any]:
             return handle_torch_function(visible, args, *args, **kwargs)
         return function(*args, **kwargs)
 
+    _OVERRIDABLE.add(visible)
     return visible
