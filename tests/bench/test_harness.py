@@ -72,7 +72,7 @@ def test_a_bench_writes_its_json(
     path = tmp_path / "out.json"
     assert main(["bench", "train", "--json", str(path)]) == 0
     (row,) = json.loads(path.read_text())["rows"]
-    assert row["case"] == "mlp/256"
+    assert row["case"] == "acs_mlp/1024"
     assert row["ours"] > 0.0 < row["baseline"]
     assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
     capsys.readouterr()

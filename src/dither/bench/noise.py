@@ -26,6 +26,7 @@ SIGMA = 2.0**20
 _SIZE = 1 << 20
 _LARGE = 10_000_000
 _PAIRS = 15
+_STARVED = 60.0  # seconds
 
 
 def rows(*, full: bool = False) -> Iterator[Row]:
@@ -177,10 +178,15 @@ def _train(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> Non
 def _while_training(
     pool: NoisePool, train: partial[None], draws: np.ndarray[tuple[int], np.dtype[np.int32]]
 ) -> float:
-    """Return seconds a draw of the producer, which always has room."""
+    """Return seconds a draw of the producer, which always has room.
+
+    On a busy machine its thread, which is last in line, may wait long for its first block.
+    """
     pool.take(draws)
     filled, start = pool.stats().filled, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < 0.25:
+    while (elapsed := time.perf_counter() - start) < 0.25 or pool.stats().filled == filled:
+        if elapsed > _STARVED:
+            raise RuntimeError(f"the pool's thread got no processor for {_STARVED:g} s")
         train()
         stats = pool.stats()
         if stats.ready > stats.capacity // 2:
