@@ -11,10 +11,8 @@ from dither.noise.core import Buffer
 
 LARGEST_SIGMA = 2.0**40
 LARGEST_SIGMA_INT32 = 2.0**26
-_TYPES = {
-    name: np.dtype(name)
-    for name in ("float32", "float64", "int16", "int32", "int64", "uint8", "uint32", "uint64")
-}
+_NAMES = ("float32", "float64", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_TYPES = {name: np.dtype(name) for name in _NAMES}
 
 
 def core_array(buffer: object, types: Sequence[str], *, written: bool = True) -> np.ndarray:
