@@ -31,7 +31,7 @@ LARGEST_NORM = 1e18
 _NORM_BLOCK = 256
 TINY = 1e-15  # below it, squares of float32 begin to vanish
 _SMALL = 1 << 16  # numbers, below which float64 costs nothing
-_SIDE_BY_SIDE = 1 << 20  # numbers of block totals that are cheap to hold
+_SIDE_BY_SIDE = 1 << 19  # numbers of block totals that are cheap to hold
 _UNIT = 2.0**-24  # rounding unit of float32
 _DOUBLE_UNIT = 2.0**-53
 

@@ -46,11 +46,8 @@ def differentiate(model: nn.Module, loss_fn: Loss, chunk: Chunk, inventory: Inve
         AmbiguousError: This number of rows hides where the examples are.
         ModelError: Examples mix, or the loss gives no loss an example.
     """
-    parameters = inventory.parameters
-    watched = [*inventory.constants, *parameters.values()]
-    versions = [version_of(tensor) for tensor in watched]
     capture = Capture(
-        parameters,
+        inventory.parameters,
         inventory.constants,
         chunk.rows,
         workspace=chunk.workspace,
@@ -59,6 +56,17 @@ def differentiate(model: nn.Module, loss_fn: Loss, chunk: Chunk, inventory: Inve
         expanders=EXPANDERS,
         default=by_vmap,
     )
+    try:
+        return _differentiate(model, loss_fn, chunk, inventory, capture)
+    finally:
+        capture.forget()
+
+
+def _differentiate(
+    model: nn.Module, loss_fn: Loss, chunk: Chunk, inventory: Inventory, capture: Capture
+) -> Gradients:
+    watched = [*inventory.constants, *inventory.parameters.values()]
+    versions = [version_of(tensor) for tensor in watched]
     with torch.enable_grad(), inventory.eagerly():
         with capture:
             found = losses_of(model, loss_fn, chunk.data)
@@ -70,7 +78,7 @@ def differentiate(model: nn.Module, loss_fn: Loss, chunk: Chunk, inventory: Inve
     gradients = _backward(losses, capture.taps)
     check_unchanged(capture.taps)
     with torch.no_grad(), torch.autocast(losses.device.type, enabled=False):
-        forms = _forms(capture.taps, gradients, parameters)
+        forms = _forms(capture.taps, gradients, inventory.parameters)
     return Gradients(
         forms=forms,
         losses=losses.detach().double(),
@@ -131,11 +139,17 @@ def _by_parameter(
 def _memory(forms: Mapping[str, Form], taps: list[Tap]) -> int:
     """Return about how much is held: gradients, inputs, and as much again between them.
 
+    Factors of products count twice: they are copied once more when they are weighted.
+
     It decides the size of chunks, so it follows shapes alone: how many rows of a table are touched
     depends on examples and does not count.
     """
     inputs = 2 * sum(tensor.nbytes for tap in taps for tensor, _ in tap.inputs)
-    written = [form.bytes for form in forms.values() if not isinstance(form, Rows | Bags)]
+    written = [
+        form.bytes if isinstance(form, Dense) else 2 * form.bytes
+        for form in forms.values()
+        if not isinstance(form, Rows | Bags)
+    ]
     return sum(written) + inputs
 
 

@@ -244,6 +244,17 @@ class Capture(TorchFunctionMode):
         """Return the identities of tensors that no example touched."""
         return frozenset(self._constants)
 
+    def forget(self) -> None:
+        """Let go of all that was recorded.
+
+        Makers know the capture and the capture its makers: activations would live on in this
+        circle until a garbage collector comes by, and new ones need fresh memory meanwhile.
+        """
+        self.taps.clear()
+        self.strangers.clear()
+        self._targets.clear()
+        self._constants.clear()
+
     def report(self, function: str, target: Target) -> None:
         """Note that a function has no rule of its own."""
         self.slow.append((function, target.names))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from dither.clipping.batches import Batch
 from dither.clipping.forms import Form
 from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss
+from dither.clipping.randomness import NoRandomness
 from dither.clipping.reference import alone
 from dither.clipping.sums import Sum, Workspace
 from dither.clipping.unsupported import UnsupportedError
@@ -39,32 +39,58 @@ class Shown:
         signatures: The ways in which parameters met examples.
         row_bytes: Memory that an example takes.
         slow: Functions without a rule, with their parameters.
-        random: Whether the model draws random numbers.
     """
 
     signatures: frozenset[tuple[object, ...]]
     row_bytes: int
     slow: tuple[tuple[str, tuple[str, ...]], ...]
-    random: bool
 
 
 @dataclass(frozen=True)
 class Alone:
-    """One example by itself, by plain autograd.
+    """What a check remembers of one example by itself, by plain autograd.
 
     Attributes:
-        gradients: By parameter.
+        size: Norm of the whole gradient.
         loss: Its loss.
     """
 
-    gradients: dict[str, Tensor]
+    size: float
     loss: float
 
-    @property
-    def size(self) -> float:
-        """Norm of the whole gradient."""
-        norms = [float(gradient.norm()) for gradient in self.gradients.values()]
-        return float(torch.tensor([*norms, 0.0], dtype=torch.float64).norm())
+
+# Gradients and loss of one example by itself.
+Single: TypeAlias = Callable[[int], tuple[dict[str, Tensor], Tensor]]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a check remembers of a chunk's gradients, which take far more memory.
+
+    Attributes:
+        losses: One an example.
+        norms: By parameter, one an example.
+        signature: The ways in which parameters met examples.
+        slow: Functions without a rule, with their parameters.
+        row_bytes: Memory that an example takes.
+    """
+
+    losses: Tensor
+    norms: dict[str, Tensor]
+    signature: tuple[object, ...]
+    slow: tuple[tuple[str, tuple[str, ...]], ...]
+    row_bytes: int
+
+    @classmethod
+    def of(cls, gradients: Gradients) -> Marks:
+        """Take the marks of gradients."""
+        return cls(
+            losses=gradients.losses,
+            norms={name: _norms(form) for name, form in gradients.forms.items()},
+            signature=gradients.signature,
+            slow=gradients.slow,
+            row_bytes=max(1, gradients.bytes // gradients.losses.shape[0]),
+        )
 
 
 def show(
@@ -124,47 +150,61 @@ def _show_at(
     rows: int,
     start: int,
 ) -> Shown | None:
+    def single(index: int) -> tuple[dict[str, Tensor], Tensor]:
+        return alone(model, loss_fn, batch.chunk(index, index + 1, 1), inventory)
+
     trials = []
-    alone: list[Alone] = []
-    draws_random = True
+    seen = False
     for more, level in enumerate(_LEVELS):
-        with NoRandomness(level) as draws:
-            if draws_random:
-                places = range(start, start + EXAMPLES)
-                alone = _each_alone(model, loss_fn, batch, places, inventory)
-            trials.append(_trial(run, batch, start, rows + more, alone))
-        draws_random = draws.drew
-    if not any(_seen(trial, alone) for trial in trials):
+        with NoRandomness(level):
+            marks, known = _trial(run, single, batch, start, rows + more)
+        trials.append(marks)
+        seen = seen or _seen(marks, known)
+    if not seen:
         return None
     first, second = trials
     return Shown(
         signatures=frozenset({first.signature, second.signature}),
-        row_bytes=max(1, first.bytes // first.losses.shape[0]),
+        row_bytes=first.row_bytes,
         slow=first.slow,
-        random=draws_random,
     )
 
 
-def _seen(gradients: Gradients, alone: list[Alone]) -> bool:
+def _seen(marks: Marks, alone: list[Alone]) -> bool:
     """Return whether there was a gradient to compare."""
     sizes = [one.size for one in alone]
-    sizes += [float(_norms(form)[: len(alone)].max()) for form in gradients.forms.values()]
+    sizes += [float(norms[: len(alone)].max()) for norms in marks.norms.values()]
     return any(1e-12 < size < float("inf") for size in sizes)
 
 
-def _trial(run: Run, batch: Batch, start: int, rows: int, alone: list[Alone]) -> Gradients:
+def _trial(
+    run: Run, single: Single, batch: Batch, start: int, rows: int
+) -> tuple[Marks, list[Alone]]:
     chunk = batch.chunk(start, start + rows, rows)
-    known = alone[:rows]
-    gradients = run(chunk)
-    _compare(gradients, run(exchanged(chunk, slice(EXAMPLES, None))), range(len(known)))
-    _check_losses(gradients, known)
-    wrong = disagreement(gradients, known)
+    marks, known, wrong = _compared(run(chunk), single, start, min(EXAMPLES, chunk.real))
+    others = Marks.of(run(exchanged(chunk, slice(EXAMPLES, None))))
+    _compare(marks, others, range(len(known)))
+    _check_losses(marks, known)
     if wrong is not None:
         raise UnsupportedError(f"book-keeping and plain autograd disagree at '{wrong}'")
-    return gradients
+    return marks, known
 
 
-def _check_losses(gradients: Gradients, alone: list[Alone]) -> None:
+def _compared(
+    gradients: Gradients, single: Single, start: int, count: int
+) -> tuple[Marks, list[Alone], str | None]:
+    """Compare with examples alone, one after the other; the gradients themselves end here."""
+    known = []
+    wrong = None
+    for index in range(count):
+        truth, loss = single(start + index)
+        size = math.hypot(*(float(gradient.double().norm()) for gradient in truth.values()))
+        known.append(Alone(size, float(loss)))
+        wrong = wrong or disagreement(gradients, index, truth, size)
+    return Marks.of(gradients), known, wrong
+
+
+def _check_losses(gradients: Marks, alone: list[Alone]) -> None:
     for index, example in enumerate(alone):
         together, apart = float(gradients.losses[index]), example.loss
         if _finite(together, apart) and abs(together - apart) > 1e-6 + 0.05 * (
@@ -179,7 +219,7 @@ def _check_losses(gradients: Gradients, alone: list[Alone]) -> None:
             )
 
 
-def check_whole(run: Run, chunk: Chunk, gradients: Gradients | None) -> None:
+def check_whole(run: Run, chunk: Chunk) -> None:
     """Exchange each half of a whole chunk and see that the other half stays as it was.
 
     Some models mix examples only in larger batches, or only forward.
@@ -187,7 +227,6 @@ def check_whole(run: Run, chunk: Chunk, gradients: Gradients | None) -> None:
     Args:
         run: Book-keeping.
         chunk: As it is.
-        gradients: Of the chunk, where the model draws no random numbers.
 
     Raises:
         ModelError: Losses change.
@@ -197,10 +236,12 @@ def check_whole(run: Run, chunk: Chunk, gradients: Gradients | None) -> None:
         return
     half = chunk.real // 2
     with NoRandomness(0.01):
-        if gradients is None:
-            gradients = run(replace(chunk, workspace=None))
-        _compare(gradients, run(exchanged(chunk, slice(half, None))), range(half))
-        _compare(gradients, run(exchanged(chunk, slice(0, half))), range(half, chunk.real))
+        marks = Marks.of(run(chunk))
+        for changed, same in (
+            (slice(half, None), range(half)),
+            (slice(0, half), range(half, chunk.real)),
+        ):
+            _compare(marks, Marks.of(run(exchanged(chunk, changed))), same)
 
 
 def exchanged(chunk: Chunk, rows: slice) -> Chunk:
@@ -212,23 +253,10 @@ def exchanged(chunk: Chunk, rows: slice) -> Chunk:
         copy[rows] = leaf[source]
         return copy
 
-    return replace(chunk, data=tree_map(changed, chunk.data), workspace=None)
+    return replace(chunk, data=tree_map(changed, chunk.data))
 
 
-def _each_alone(
-    model: nn.Module, loss_fn: Loss, batch: Batch, places: range, inventory: Inventory
-) -> list[Alone]:
-    """Differentiate examples one at a time, each as a batch of one."""
-    found = []
-    for index in places:
-        if index < batch.rows:
-            gradients, loss = alone(model, loss_fn, batch.chunk(index, index + 1, 1), inventory)
-            wide = {name: gradient.double() for name, gradient in gradients.items()}
-            found.append(Alone(wide, float(loss)))
-    return found
-
-
-def _compare(gradients: Gradients, others: Gradients, examples: range) -> None:
+def _compare(gradients: Marks, others: Marks, examples: range) -> None:
     """Refuse a model whose results for these examples change with the rest of the chunk.
 
     Shapes are the same, so results must be too, to the last bit where kernels treat rows alike; a
@@ -249,8 +277,8 @@ def _compare(gradients: Gradients, others: Gradients, examples: range) -> None:
             fix="take out what looks across the batch: statistics, a mean over it, routing "
             "by capacity, contrastive terms",
         )
-    for name in gradients.forms.keys() & others.forms.keys():
-        if _differ(_norms(gradients.forms[name])[picked], _norms(others.forms[name])[picked]):
+    for name in gradients.norms.keys() & others.norms.keys():
+        if _differ(gradients.norms[name][picked], others.norms[name][picked]):
             raise UnsupportedError(
                 f"an example's gradient at '{name}' changes with the rest of its batch"
             )
@@ -269,25 +297,27 @@ def _norms(form: Form) -> Tensor:
     return torch.stack([length.double() for length in form.lengths()]).prod(0)
 
 
-def disagreement(gradients: Gradients, alone: list[Alone]) -> str | None:
-    """Return where book-keeping differs from each example alone, None where it does not.
+def disagreement(
+    gradients: Gradients, index: int, truth: Mapping[str, Tensor], size: float
+) -> str | None:
+    """Return where book-keeping differs from an example alone, None where it does not.
 
     Args:
-        gradients: Of a chunk that begins with these examples.
-        alone: The examples.
+        gradients: Of a chunk.
+        index: Of the example in it.
+        truth: Its gradients by parameter.
+        size: The norm of all of them together.
     """
-    names = {name for example in alone for name in example.gradients} | set(gradients.forms)
-    for name in sorted(names):
-        form = gradients.forms.get(name)
-        for index, example in enumerate(alone):
-            if _wrong(form, index, example.gradients.get(name), example.size):
-                return name
+    for name in sorted({*truth, *gradients.forms}):
+        if _wrong(gradients.forms.get(name), index, truth.get(name), size):
+            return name
     return None
 
 
 def _wrong(form: Form | None, index: int, truth: Tensor | None, scale: float) -> bool:
     own, whole = _COARSE if torch.is_autocast_enabled("cpu") else _TOLERANCE
     measured = 0.0 if form is None else float(_norms(form)[index])
+    truth = None if truth is None else truth.double()
     size = 0.0 if truth is None else float(truth.norm())
     if not _finite(measured, size):
         return False
@@ -305,86 +335,3 @@ def _wrong(form: Form | None, index: int, truth: Tensor | None, scale: float) ->
 
 def _finite(*values: float) -> bool:
     return all(abs(value) < float("inf") for value in values)
-
-
-class NoRandomness(TorchFunctionMode):
-    """Dropout off and other draws constant, so that a chunk and one example see the same.
-
-    Args:
-        level: What uniform draws are.
-    """
-
-    def __init__(self, level: float) -> None:
-        super().__init__()
-        self._level = level
-        self.drew = False
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Call the function without its randomness."""
-        options = dict(kwargs or {})
-        if func in _DROPOUTS or func in _DRAWS:
-            self.drew = True
-        if func in _DROPOUTS:
-            return args[0]
-        if func in _DRAWS:
-            return _DRAWS[func](self._level, *args, **options)
-        self.drew |= func in _WITH_DROPOUT or func in _RECURRENT
-        if func is F.scaled_dot_product_attention:
-            if len(args) > 4:
-                args = (*args[:4], 0.0, *args[5:])
-            options.pop("dropout_p", None)
-        if func in _RECURRENT and len(args) > 5:
-            args = (*args[:5], 0.0, *args[6:])
-        if func is F.multi_head_attention_forward:  # its own dropout happens out of our sight
-            if len(args) > 10:
-                args = (*args[:10], 0.0, *args[11:])
-            else:
-                options["dropout_p"] = 0.0
-        return func(*args, **options)
-
-
-_DROPOUTS = {
-    F.dropout,
-    F.dropout1d,
-    F.dropout2d,
-    F.dropout3d,
-    F.alpha_dropout,
-    F.feature_alpha_dropout,
-    torch.dropout,
-    torch.dropout_,
-    torch.feature_dropout,
-    torch.alpha_dropout,
-}
-_WITH_DROPOUT = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
-_RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
-
-
-def _constant(level: float, *args: Any, **kwargs: Any) -> Tensor:
-    return torch.full_like(torch.rand(*args, **kwargs), level)
-
-
-def _like(level: float, like: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-    return torch.full_like(like, level)
-
-
-def _fill(_level: float, tensor: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-    return tensor.fill_(1.0)
-
-
-_DRAWS: dict[Callable[..., Any], Callable[..., Tensor]] = {
-    torch.rand: _constant,
-    torch.randn: _constant,
-    torch.rand_like: _like,
-    torch.randn_like: _like,
-    torch.bernoulli: lambda _level, like, *_args, **_kwargs: torch.ones_like(like),
-    torch.Tensor.bernoulli: lambda _level, like, *_args, **_kwargs: torch.ones_like(like),
-    torch.Tensor.bernoulli_: _fill,
-    torch.Tensor.uniform_: lambda level, tensor, *_args, **_kwargs: tensor.fill_(level),
-    torch.Tensor.normal_: lambda level, tensor, *_args, **_kwargs: tensor.fill_(level),
-}

@@ -19,6 +19,7 @@ from dither.clipping.batches import Batch, as_batch, chunk_rows, chunks, with_ro
 from dither.clipping.clipping import ClippedSum, Clipping, Diagnostics
 from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss, squared_norms
 from dither.clipping.leaks import check_nothing_new, kept_tensors
+from dither.clipping.randomness import NoRandomness
 from dither.clipping.styles import Automatic, Flat, PerLayer, Squares
 from dither.clipping.sums import Sum, Totals, Workspace
 from dither.clipping.unsupported import AmbiguousError, UnsupportedError
@@ -32,7 +33,7 @@ Method = Literal["bookkeeping", "reference"]
 
 # What one chunk may take by default. Chunks of large models are faster still with more, but then a
 # step takes more memory than a plain one.
-_WORKING_SET = 1 << 27
+_WORKING_SET = 96 << 20
 _TRIAL = 4  # rows of the chunk that is checked against each example alone
 _AMBIGUITIES = 8
 _WHOLE = 3  # shapes of batches whose first chunk is checked as a whole
@@ -115,7 +116,6 @@ class ClippingEngine:
         self._whole: set[tuple[object, ...]] = set()
         self._warned: set[tuple[str, tuple[str, ...]]] = set()
         self._calls = 0
-        self._random = True
         self._ambiguous: set[int] = set()
         self._workspace = Workspace()
         self._sums: dict[str, Sum] = {}
@@ -210,29 +210,37 @@ class ClippingEngine:
         if self.method == "bookkeeping":
             try:
                 gradients = self._keep_books(chunk)
-                if self._may_believe(gradients, chunk, batch):
+                if self._is_shown(gradients.signature, batch):
                     return gradients
+                signature = gradients.signature
+                del gradients  # a check takes as much memory
+                if self._may_believe(signature, chunk, batch):
+                    return self._keep_books(chunk)
                 return reference.one_by_one(self.model, self._loss_fn, chunk, self._inventory)
             except UnsupportedError as why:
                 self._fall_back(str(why))
         return reference.differentiate(self.model, self._loss_fn, chunk, self._inventory)
 
-    def _may_believe(self, gradients: Gradients, chunk: Chunk, batch: Batch) -> bool:
-        """Return whether this was shown; of a few examples none need be told by the check."""
+    def _is_shown(self, signature: tuple[object, ...], batch: Batch) -> bool:
+        whole = batch.shape in self._whole or len(self._whole) >= _WHOLE
+        return whole and (signature, self._inventory.modes) in self._shown
+
+    def _may_believe(self, signature: tuple[object, ...], chunk: Chunk, batch: Batch) -> bool:
+        """Return whether this is shown now; of a few examples none need be told by the check."""
         try:
-            return self._require_shown(gradients, chunk, batch)
+            return self._require_shown(signature, chunk, batch)
         except UnsupportedError:
             if chunk.rows > _TRIAL:
                 raise
             return False
 
-    def _require_shown(self, gradients: Gradients, chunk: Chunk, batch: Batch) -> bool:
+    def _require_shown(self, signature: tuple[object, ...], chunk: Chunk, batch: Batch) -> bool:
         """Check anew where parameters meet examples in another way than before.
 
         Returns:
             Whether book-keeping may be believed here.
         """
-        key = gradients.signature, self._inventory.modes
+        key = signature, self._inventory.modes
         if key not in self._shown:
             shown, _ = self._check(batch, min(chunk.rows, _TRIAL))
             if not shown:
@@ -241,7 +249,7 @@ class ClippingEngine:
             raise UnsupportedError("its course depends on the examples")
         if len(self._whole) < _WHOLE and batch.shape not in self._whole:
             self._whole.add(batch.shape)
-            check.check_whole(self._keep_books, chunk, None if self._random else gradients)
+            check.check_whole(self._keep_books, chunk)
         return True
 
     def _keep_books(self, chunk: Chunk) -> Gradients:
@@ -254,6 +262,10 @@ class ClippingEngine:
                 self._ambiguous.add(found.rows)
                 tried = with_row(tried)
         raise UnsupportedError("its axes cannot be told apart")
+
+    def _try_books(self, chunk: Chunk) -> Gradients:
+        """Run book-keeping for a check, in the memory that chunks have."""
+        return self._keep_books(replace(chunk, workspace=self._workspace))
 
     def _learn(self, batch: Batch) -> int:
         """Check book-keeping on the first examples of a batch; return bytes an example takes."""
@@ -272,13 +284,12 @@ class ClippingEngine:
             Whether anything was shown, and the bytes that an example takes.
         """
         before = kept_tensors(self.model, self._loss_fn)
-        first = batch.chunk(0, rows, rows)
-        with check.NoRandomness(0.01):
-            gradients = self._keep_books(first)
+        with NoRandomness(0.01):
+            constants, row_bytes = _summary(self._try_books(batch.chunk(0, rows, rows)))
         now = kept_tensors(self.model, self._loss_fn)
-        check_nothing_new(before, now, gradients.constants)
+        check_nothing_new(before, now, constants)
         shown = check.show(
-            self._keep_books,
+            self._try_books,
             self.model,
             self._loss_fn,
             batch,
@@ -286,10 +297,9 @@ class ClippingEngine:
             rows=rows,
         )
         if shown is None:
-            return False, max(1, gradients.bytes // gradients.losses.shape[0])
+            return False, row_bytes
         self._shown.update((signature, self._inventory.modes) for signature in shown.signatures)
         self._warn_of_slow(shown.slow)
-        self._random = shown.random
         return True, shown.row_bytes
 
     def _measure(self, gradients: Gradients, real: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -363,6 +373,11 @@ def _secret_generators(device: torch.device, seed: int) -> Iterator[None]:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+def _summary(gradients: Gradients) -> tuple[frozenset[int], int]:
+    """Return the constants that were seen and the bytes an example takes; the rest ends here."""
+    return gradients.constants, max(1, gradients.bytes // gradients.losses.shape[0])
 
 
 def _slack(expected_rows: float, *, exact: bool) -> dict[Relation, float]:

@@ -109,10 +109,11 @@ def _own_loss(loss_fn: ModelLoss, model: nn.Module, data: Any) -> Any:
     try:
         return loss_fn.function(model, data)
     except KeyError as error:
-        held = ", ".join(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+        if not isinstance(data, Mapping) or error.args[0] in data:
+            raise  # the model's own
         raise ModelError(
             expected=f"a batch with the entry {error} that the ModelLoss reads",
-            got=f"one of {held}",
+            got=f"one of {', '.join(map(str, data))}",
             fix="make collate_fn and ModelLoss agree on the names",
         ) from error
 
