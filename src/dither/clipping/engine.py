@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, final
 
@@ -19,7 +18,7 @@ from dither.clipping.batches import Batch, as_batch, chunk_rows, chunks, with_ro
 from dither.clipping.clipping import ClippedSum, Clipping, Diagnostics
 from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss, squared_norms
 from dither.clipping.leaks import check_nothing_new, kept_tensors
-from dither.clipping.randomness import NoRandomness
+from dither.clipping.randomness import NoRandomness, generators, secret_generators
 from dither.clipping.styles import Automatic, Flat, PerLayer, Squares
 from dither.clipping.sums import Sum, Totals, Workspace
 from dither.clipping.unsupported import AmbiguousError, UnsupportedError
@@ -188,7 +187,7 @@ class ClippingEngine:
     def _gradients(self, batch: Batch) -> Iterator[tuple[Chunk, Gradients]]:
         if not batch.rows:
             return
-        with _secret_generators(batch.device, self._entropy.seed()):
+        with secret_generators(batch.device, self._entropy.seed()):
             if batch.shape not in self._row_bytes:
                 self._row_bytes[batch.shape] = self._learn(batch)
             for chunk in chunks(batch, self._rows(batch)):
@@ -209,12 +208,16 @@ class ClippingEngine:
     def _differentiate(self, chunk: Chunk, batch: Batch) -> Gradients:
         if self.method == "bookkeeping":
             try:
+                known = bool(self._shown) and self._whole_is_shown(batch)
+                states = [] if known else [(g, g.get_state()) for g in generators(batch.device)]
                 gradients = self._keep_books(chunk)
                 if self._is_shown(gradients.signature, batch):
                     return gradients
                 signature = gradients.signature
                 del gradients  # a check takes as much memory
                 if self._may_believe(signature, chunk, batch):
+                    for generator, state in states:
+                        generator.set_state(state)
                     return self._keep_books(chunk)
                 return reference.one_by_one(self.model, self._loss_fn, chunk, self._inventory)
             except UnsupportedError as why:
@@ -222,8 +225,11 @@ class ClippingEngine:
         return reference.differentiate(self.model, self._loss_fn, chunk, self._inventory)
 
     def _is_shown(self, signature: tuple[object, ...], batch: Batch) -> bool:
-        whole = batch.shape in self._whole or len(self._whole) >= _WHOLE
-        return whole and (signature, self._inventory.modes) in self._shown
+        shown = (signature, self._inventory.modes) in self._shown
+        return shown and self._whole_is_shown(batch)
+
+    def _whole_is_shown(self, batch: Batch) -> bool:
+        return batch.shape in self._whole or len(self._whole) >= _WHOLE
 
     def _may_believe(self, signature: tuple[object, ...], chunk: Chunk, batch: Batch) -> bool:
         """Return whether this is shown now; of a few examples none need be told by the check."""
@@ -247,7 +253,7 @@ class ClippingEngine:
                 return False
         if key not in self._shown:
             raise UnsupportedError("its course depends on the examples")
-        if len(self._whole) < _WHOLE and batch.shape not in self._whole:
+        if not self._whole_is_shown(batch):
             self._whole.add(batch.shape)
             check.check_whole(self._keep_books, chunk)
         return True
@@ -357,22 +363,6 @@ class ClippingEngine:
             f"gradients come from torch.func instead: {size} numbers an example are written out, "
             "and a step takes several to many times as long"
         )
-
-
-@contextmanager
-def _secret_generators(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's generators for a while: a user's seed must not decide dropout."""
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    states = [generator.get_state() for generator in generators]
-    try:
-        for generator in generators:
-            generator.manual_seed(seed)
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
 
 
 def _summary(gradients: Gradients) -> tuple[frozenset[int], int]:

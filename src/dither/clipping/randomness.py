@@ -1,14 +1,36 @@
-"""Runs without randomness, so that a chunk and one example alone see the same."""
+"""Random draws of a model: from a secret seed, or none, so that alone and together agree."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+
+def generators(device: torch.device) -> list[torch.Generator]:
+    """Return the generators that a model on this device draws from."""
+    if device.type == "cuda":
+        return [torch.default_generator, torch.cuda.default_generators[device.index or 0]]
+    return [torch.default_generator]
+
+
+@contextmanager
+def secret_generators(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's generators for a while: a user's seed must not decide dropout."""
+    drawn = generators(device)
+    states = [generator.get_state() for generator in drawn]
+    try:
+        for generator in drawn:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(drawn, states, strict=True):
+            generator.set_state(state)
 
 
 class NoRandomness(TorchFunctionMode):
