@@ -86,5 +86,17 @@ class ReleaseError(DitherError, RuntimeError):
     """A sum cannot be released under the promised guarantee."""
 
 
+class ReduceError(DitherError, RuntimeError):
+    """Ranks cannot sum their messages, or may not: nothing of this call can be used."""
+
+
+class PeerError(ReduceError):
+    """A peer is dead, left the group or did not answer in time."""
+
+
+class MismatchError(ReduceError):
+    """Ranks came with different lengths, types, plans or versions."""
+
+
 class DitherWarning(UserWarning):
     """A legal but doubtful choice; the text gives the reason."""

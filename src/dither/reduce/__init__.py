@@ -1,0 +1,1 @@
+"""AllReduce: transports carry messages, algorithms order them, protections make them safe."""

@@ -1,0 +1,1 @@
+"""In which order messages travel and are added: one file an algorithm."""

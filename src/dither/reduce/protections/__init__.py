@@ -1,0 +1,1 @@
+"""What a message tells those who see it: one file a protection."""

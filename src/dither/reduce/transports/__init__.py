@@ -1,0 +1,1 @@
+"""Where ranks are, and how their messages travel: one file a transport."""
