@@ -32,7 +32,17 @@ typedef enum {
     DITHER_BAD_GRID,   /* a lattice beyond the limits of `dither_grid` */
     DITHER_NOT_FINITE, /* a value to encode is NaN or infinite */
     DITHER_NO_THREAD,
-    DITHER_BAD_ARGUMENT /* a cipher, width, type or factor that is none of those named here */
+    DITHER_BAD_ARGUMENT, /* a cipher, width, type or factor that is none of those named here */
+    /* Of groups of processes; `dither_shm_culprit` names the rank. */
+    DITHER_PEER_DEAD,   /* a process of the group ended without leaving */
+    DITHER_PEER_LEFT,   /* a rank left while it was needed */
+    DITHER_PEER_LATE,   /* a rank did not answer in time */
+    DITHER_PEER_FAILED, /* a rank met an error of its own */
+    DITHER_MISMATCH,    /* ranks made different calls */
+    DITHER_BROKEN,      /* an earlier call failed, or the segment's content is not to be trusted */
+    DITHER_BUSY,        /* another thread is in a call */
+    DITHER_INTERRUPTED, /* the caller's `interrupted` said so */
+    DITHER_UNSUPPORTED  /* this system has no such thing */
 } dither_status;
 
 /* The version of this build, "MAJOR.MINOR.PATCH". */
@@ -146,6 +156,29 @@ dither_status dither_lattice_i64(const dither_kernels *kernels, dither_key *key,
 int dither_exact_draw(uint64_t radius, uint64_t angle, const uint64_t *more, unsigned levels,
                       double sigma, int second, int64_t *out);
 
+/* ---- clipping ------------------------------------------------------------------------------ */
+
+typedef enum { DITHER_F32 = 4, DITHER_F64 = 8 } dither_float;
+
+/* L2 norm, the same bits by every instruction set. DITHER_NOT_FINITE, and 0, if a value is NaN or
+ * infinite, or the norm is beyond float64's range.
+ *
+ * Error: a square passes through at most k = count / 4096 + 140 roundings on its way into the sum,
+ * all terms are positive, and the root halves relative errors and rounds once more: the true norm is
+ * within (1 ± dither_norm_error(count)) times this one, as long as count < 2^50. Squares of float32
+ * values never underflow; those of float64 values below 2^-511 may, which adds at most
+ * sqrt(count) · 2^-537 to the true norm: nothing beside a bound C ≥ 2^-400. */
+dither_status dither_norm(const dither_kernels *kernels, dither_float type, const void *values,
+                          size_t count, double *norm);
+
+/* (count / 4096 + 140) · 2^-53: twice what the argument above needs, which covers second-order terms. */
+double dither_norm_error(size_t count);
+
+/* min(1, bound / norm) for the norm that `dither_norm` gave, rounded down by its error and by
+ * 2^-50, so that the norm of the rounded products values[i] · factor, computed without error, is
+ * at most `bound`. 1 where norm is below bound by more than that. 0 unless bound is in [2^-400, 2^400]. */
+double dither_clip_factor(double norm, size_t count, double bound);
+
 /* ---- the codec ----------------------------------------------------------------------------- */
 
 /* Limits: |scale_exponent| ≤ 500, 0 ≤ clamp ≤ 2^50, 0 ≤ wire_shift ≤ 48, and wire_limit below
@@ -160,14 +193,20 @@ typedef struct {
     int wire_bits;      /* 16 or 32 */
 } dither_grid;
 
-typedef enum { DITHER_F32 = 4, DITHER_F64 = 8 } dither_float;
-
 /* Round to the fine lattice, clamp, add fresh noise of `sigma` fine steps, shift to the wire
  * lattice, clamp, write int16 or int32. `saturated`, if not NULL, is raised by the number of
  * coordinates clamped before noise. Values and message must not overlap. */
 dither_status dither_encode(const dither_kernels *kernels, dither_key *key, double sigma,
                             const dither_grid *grid, dither_float type, const void *values,
                             void *message, size_t count, uint64_t *saturated);
+
+/* The same of values · factor, 0 ≤ factor ≤ 1, rounded to float64 on the way: an L2 clipping's factor,
+ * in the same pass. Its product has a norm of at most (1 + 2^-53) · factor · norm of the values, so
+ * with the factor of `dither_clip_factor` at most the bound. */
+dither_status dither_encode_factor(const dither_kernels *kernels, dither_key *key, double sigma,
+                                   const dither_grid *grid, double factor, dither_float type,
+                                   const void *values, void *message, size_t count,
+                                   uint64_t *saturated);
 
 /* The same with ready integer noise in fine steps, which is overwritten with zeros. None of the three
  * arrays may overlap another. */
@@ -218,8 +257,108 @@ dither_status dither_pool_encode(dither_pool *pool, const dither_grid *grid, dit
                                  const void *values, void *message, size_t count,
                                  uint64_t *saturated);
 
+/* `dither_encode_factor` likewise. */
+dither_status dither_pool_encode_factor(dither_pool *pool, const dither_grid *grid, double factor,
+                                        dither_float type, const void *values, void *message,
+                                        size_t count, uint64_t *saturated);
+
 /* Noise alone, in fine steps. */
 dither_status dither_pool_take(dither_pool *pool, int32_t *out, size_t count);
+
+/* ---- processes of one host ------------------------------------------------------------------ */
+
+/* Memory shared by R processes of one host (Linux), with one rank's place in it.
+ *
+ * The memory is an unnamed file: it is gone with the last process that maps it, however that ends.
+ * Whoever gets the file descriptor can read all messages and spoil results, so hand it to the group
+ * alone; ranks are trusted to follow the protocol, not to be silent about what they see. What they
+ * see: of `dither_shm_release` noisy, and if asked masked, integers; of sums and messages all.
+ * Nothing else of a caller's memory is ever written to a segment.
+ *
+ * A wait spins for some microseconds where every rank can have a core of its own, then sleeps. A rank
+ * that died, left or is late ends all waits of all ranks with an error; so does an error of any rank
+ * inside a call. Then the segment is broken: every later call is refused. Only one thread may be in a
+ * call, and a child of `fork` is refused. */
+typedef struct dither_shm dither_shm;
+
+enum {
+    DITHER_SHM_RANKS = 256,   /* most ranks of a segment */
+    DITHER_SHM_BLOCK = 32768  /* elements that travel at once */
+};
+
+/* Memory for `ranks` processes, as a new descriptor, closed by `exec`, that cannot be resized. */
+dither_status dither_shm_create(unsigned ranks, int *file);
+
+/* Take a rank's place and wait for all others, at most `timeout` seconds; also the limit of every
+ * later call's waiting. The descriptor may be closed afterwards. `interrupted` (or NULL) is asked now
+ * and then during long waits: nonzero ends the call. */
+dither_status dither_shm_attach(int file, unsigned rank, double timeout,
+                                int (*interrupted)(void *context), void *context, dither_shm **shm);
+
+/* Leave and unmap; what was sent stays readable to the others. NULL is fine. */
+void dither_shm_free(dither_shm *shm);
+
+unsigned dither_shm_ranks(const dither_shm *shm);
+
+/* The rank that the last error is about, or -1. */
+int dither_shm_culprit(const dither_shm *shm);
+
+/* Messages between two ranks, in order and whole. DITHER_MISMATCH if the sizes differ. */
+dither_status dither_shm_send(dither_shm *shm, unsigned to, const void *message, size_t size);
+dither_status dither_shm_receive(dither_shm *shm, unsigned from, void *out, size_t size);
+
+/* Both at once. The two arrays must not overlap. */
+dither_status dither_shm_exchange(dither_shm *shm, unsigned to, const void *message, size_t size,
+                                  unsigned from, void *out, size_t out_size);
+
+typedef enum {
+    DITHER_SUM_8,  /* integers, signed or not: they wrap */
+    DITHER_SUM_16,
+    DITHER_SUM_32,
+    DITHER_SUM_64,
+    DITHER_SUM_F32, /* floats: added in the order of ranks, so with the same bits on all */
+    DITHER_SUM_F64
+} dither_sum;
+
+/* The sum over ranks, in place, on all of them. After an error the buffer is undefined. */
+dither_status dither_shm_sum(dither_shm *shm, const dither_kernels *kernels, dither_sum type,
+                             void *buffer, size_t count);
+
+/* How `dither_shm_release` protects and scales. Noise: of the pool, or drawn from the key with sigma
+ * if `pool` is NULL. */
+typedef struct {
+    dither_grid grid;
+    dither_pool *pool;
+    dither_key *key;
+    double sigma;            /* fine steps; without a pool only */
+    double factor;           /* values are multiplied by it, in [0, 1] */
+    double scale;            /* and the sum's values by this */
+    size_t masks;            /* pads on this rank's message: those of `dither_mask` over all of it */
+    dither_key *const *mask_keys;
+    const int *mask_signs;   /* nonzero subtracts */
+} dither_release;
+
+/* The sum over ranks of `dither_encode_factor` (and `dither_mask`) of their values, decoded by
+ * `dither_decode_scaled`: the same bits, in one pass over blocks that caches hold. `out` may be
+ * `values` if of the same type, and must not overlap it otherwise.
+ *
+ * A block leaves this process when it is encoded with noise, and masked in memory of this process
+ * before that; clear values never. A value that is not finite ends the call on all ranks: blocks before it
+ * have left, protected, and count as released. After an error `out` is zeros. */
+dither_status dither_shm_release(dither_shm *shm, const dither_kernels *kernels,
+                                 const dither_release *how, dither_float type, const void *values,
+                                 dither_float out_type, void *out, size_t count,
+                                 uint64_t *saturated);
+
+/* The same with encryption in the place of noise, the rival (HEAR): adds `pad` to this rank's message of
+ * the grid's integers and takes `total`, the sum of all ranks' pads, from the sum. Both are made
+ * beforehand, serve once, and are the caller's to wipe, off the critical path as a pool's thread does
+ * it. Ranks that know `total` get the sum exactly: not a release. Grid, factor and scale are taken
+ * from `how`. */
+dither_status dither_shm_encrypted(dither_shm *shm, const dither_kernels *kernels,
+                                   const dither_release *how, const void *pad, const void *total,
+                                   dither_float type, const void *values, dither_float out_type,
+                                   void *out, size_t count, uint64_t *saturated);
 
 #ifdef __cplusplus
 }

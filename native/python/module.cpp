@@ -1,31 +1,16 @@
 // The thin door from Python to the C core: arguments are checked above, in dither.noise.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
+#include "module.h"
+
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cxxabi.h>
-#include <unistd.h>
-
-#include <memory>
 #include <optional>
-#include <stdexcept>
-#include <string>
-#include <utility>
-#include <vector>
 
-#include "dither.h"
-
-namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
-
-// Any contiguous CPU array: numpy, torch, whatever speaks DLPack or the buffer protocol. No copies.
-using Out = nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using In = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 const std::pair<uint32_t, const char *> kFeatures[] = {
     {DITHER_FEATURE_AES, "aes"},   {DITHER_FEATURE_AVX2, "avx2"}, {DITHER_FEATURE_AVX512, "avx512"},
@@ -39,126 +24,27 @@ std::vector<std::string> feature_names(uint32_t features) {
     return found;
 }
 
-struct StatusError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
+} // namespace
 
-void check(dither_status status) {
-    static const char *const kinds[] = {"ok",       "no_entropy", "no_memory",  "forked",
-                                        "bad_sigma", "bad_grid",   "not_finite", "no_thread", "bad_argument"};
-    if (status != DITHER_OK)
-        throw StatusError(std::string(kinds[status]) + ": " + dither_status_text(status));
+Kernels::Kernels(const std::vector<std::string> &features) {
+    const uint32_t here = dither_cpu_features();
+    uint32_t wanted = 0;
+    for (const auto &name : features) {
+        uint32_t bit = 0;
+        for (const auto &[known, text] : kFeatures)
+            if (name == text) bit = known;
+        if (!(bit & here)) throw nb::value_error(("this processor has no " + name).c_str());
+        wanted |= bit;
+    }
+    table = dither_select(wanted);
 }
 
-// A daemon thread that comes back while the interpreter ends is unwound by it. That may not pass
-// through C++ frames that must not throw: such a thread sleeps until the process is gone.
-void restore(PyThreadState *state) {
-    try {
-        PyEval_RestoreThread(state);
-    } catch (abi::__forced_unwind &) {
-        for (;;) pause();
-    }
-}
-
-struct Kernels {
-    const dither_kernels *table;
-
-    explicit Kernels(const std::vector<std::string> &features) {
-        const uint32_t here = dither_cpu_features();
-        uint32_t wanted = 0;
-        for (const auto &name : features) {
-            uint32_t bit = 0;
-            for (const auto &[known, text] : kFeatures)
-                if (name == text) bit = known;
-            if (!(bit & here)) throw nb::value_error(("this processor has no " + name).c_str());
-            wanted |= bit;
-        }
-        table = dither_select(wanted);
-    }
-};
-
-struct Key {
-    dither_key *key = nullptr;
-
-    explicit Key(int cipher) { check(dither_key_new(known(cipher), &key)); }
-    Key(nb::bytes secret, int cipher) {
-        if (secret.size() != DITHER_KEY_BYTES) throw nb::value_error("a key has 32 bytes");
-        check(dither_key_agreed(static_cast<const uint8_t *>(secret.data()), known(cipher), &key));
-    }
-    static dither_cipher known(int cipher) {
-        if (cipher != DITHER_CHACHA12 && cipher != DITHER_CHACHA20 && cipher != DITHER_AES256)
-            throw nb::value_error("no such cipher");
-        return static_cast<dither_cipher>(cipher);
-    }
-    Key(const Key &) = delete;
-    ~Key() { dither_key_free(key); }
-};
-
-struct Pool {
-    std::shared_ptr<Key> key; // outlives the pool's thread
-    std::shared_ptr<dither_pool> pool; // shared with calls under way: close() waits for none
-
-    Pool(const Kernels &kernels, std::shared_ptr<Key> source, double sigma, size_t capacity)
-        : key(std::move(source)) {
-        dither_pool *made = nullptr;
-        check(dither_pool_new(kernels.table, key->key, sigma, capacity, &made));
-        pool = std::shared_ptr<dither_pool>(made, dither_pool_free);
-    }
-    ~Pool() { close(); }
-    void close() {
-        std::shared_ptr<dither_pool> last;
-        last.swap(pool);
-        PyThreadState *state = PyEval_SaveThread();
-        last.reset();
-        restore(state);
-    }
-    std::shared_ptr<dither_pool> open() const {
-        if (!pool) throw StatusError("closed: the pool is closed");
-        return pool;
-    }
-};
-
-struct Grid : dither_grid {
-    Grid(int scale_exponent, int64_t clamp, int wire_shift, int64_t wire_limit, int wire_bits)
-        : dither_grid{scale_exponent, clamp, wire_shift, wire_limit, wire_bits} {}
-};
-
-template <typename Array> bool is(const Array &array, nb::dlpack::dtype type) {
-    return array.dtype() == type;
-}
-
-template <typename Array> dither_float float_type(const Array &array) {
-    if (is(array, nb::dtype<float>())) return DITHER_F32;
-    if (is(array, nb::dtype<double>())) return DITHER_F64;
-    throw nb::type_error("values must be float32 or float64");
-}
-
-template <typename Array> void same_size(const Array &a, size_t size) {
-    if (a.shape(0) != size) throw nb::value_error("arrays of different sizes");
-}
-
-template <typename Array> void is_message(const Array &message, const Grid &grid) {
-    if (!is(message, grid.wire_bits == 16 ? nb::dtype<int16_t>() : nb::dtype<int32_t>()))
-        throw nb::type_error("the message's integers are not of the wire's width");
-}
+namespace {
 
 uint32_t *words(Out &out) {
     if (!is(out, nb::dtype<uint32_t>())) throw nb::type_error("words must be uint32");
     return static_cast<uint32_t *>(out.data());
 }
-
-// Call the core without the interpreter's lock; a failure becomes an exception with it.
-template <typename Call> void unlocked(Call call) {
-    PyThreadState *state = PyEval_SaveThread();
-    const dither_status status = call();
-    restore(state);
-    check(status);
-}
-
-// An array argument as it is: nanobind would else hand a strided array over as a copy, write to that
-// and throw it away.
-auto as_is() { return nb::arg().noconvert(); }
-const nb::arg any;
 
 unsigned mask_width(const Out &values) {
     const nb::dlpack::dtype type = values.dtype();
@@ -234,17 +120,25 @@ void bind_gaussian(nb::module_ &m) {
 void bind_codec(nb::module_ &m) {
     nb::class_<Grid>(m, "Grid").def(nb::init<int, int64_t, int, int64_t, int>(), "scale_exponent"_a, "clamp"_a,
                                     "wire_shift"_a, "wire_limit"_a, "wire_bits"_a);
-    m.def("encode", [](const Kernels &k, Key &key, double sigma, const Grid &grid, In values, Out message) {
+    m.def("norm", [](const Kernels &k, In values) {
+        double norm = 0;
+        const dither_float type = float_type(values);
+        unlocked([&] { return dither_norm(k.table, type, values.data(), values.shape(0), &norm); });
+        return norm;
+    }, any, as_is());
+    m.def("clip_factor", dither_clip_factor);
+    m.def("encode", [](const Kernels &k, Key &key, double sigma, const Grid &grid, In values, Out message,
+                       double factor) {
         uint64_t saturated = 0;
         const dither_float type = float_type(values);
         is_message(message, grid);
         same_size(message, values.shape(0));
         unlocked([&] {
-            return dither_encode(k.table, key.key, sigma, &grid, type, values.data(), message.data(),
-                                 values.shape(0), &saturated);
+            return dither_encode_factor(k.table, key.key, sigma, &grid, factor, type, values.data(), message.data(),
+                                        values.shape(0), &saturated);
         });
         return saturated;
-    }, any, any, any, any, as_is(), as_is());
+    }, any, any, any, any, as_is(), as_is(), nb::arg("factor") = 1.0);
     m.def("encode_ready", [](const Kernels &k, Out noise, const Grid &grid, In values, Out message) {
         uint64_t saturated = 0;
         const dither_float type = float_type(values);
@@ -275,18 +169,18 @@ void bind_pool(nb::module_ &m) {
             new (self) Pool(k, std::move(key), sigma, capacity);
         })
         .def("close", &Pool::close)
-        .def("encode", [](Pool &pool, const Grid &grid, In values, Out message) {
+        .def("encode", [](Pool &pool, const Grid &grid, In values, Out message, double factor) {
             uint64_t saturated = 0;
             const dither_float type = float_type(values);
             const std::shared_ptr<dither_pool> open = pool.open();
             is_message(message, grid);
             same_size(message, values.shape(0));
             unlocked([&] {
-                return dither_pool_encode(open.get(), &grid, type, values.data(), message.data(), values.shape(0),
-                                          &saturated);
+                return dither_pool_encode_factor(open.get(), &grid, factor, type, values.data(), message.data(),
+                                                 values.shape(0), &saturated);
             });
             return saturated;
-        }, any, as_is(), as_is())
+        }, any, as_is(), as_is(), nb::arg("factor") = 1.0)
         .def("take", [](Pool &pool, Out out) {
             const std::shared_ptr<dither_pool> open = pool.open();
             if (!is(out, nb::dtype<int32_t>())) throw nb::type_error("draws must be int32");
@@ -308,7 +202,6 @@ void bind_pool(nb::module_ &m) {
 NB_MODULE(_native, m) {
     m.doc() = "dither's C core";
     // dither.noise keeps the chosen kernels for the life of the process.
-    nb::set_leak_warnings(false);
     nb::set_leak_warnings(false); // a process may end with keys and pools in use
     nb::exception<StatusError>(m, "StatusError", PyExc_RuntimeError);
     m.def("version", [] { return std::string(dither_version()); }, "Version of this build.");
@@ -329,4 +222,5 @@ NB_MODULE(_native, m) {
     bind_gaussian(m);
     bind_codec(m);
     bind_pool(m);
+    bind_shm(m);
 }

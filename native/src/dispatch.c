@@ -70,7 +70,16 @@ const char *dither_status_text(dither_status status) {
     case DITHER_BAD_GRID: return "the lattice is out of range";
     case DITHER_NOT_FINITE: return "a value is not finite";
     case DITHER_NO_THREAD: return "no thread could be started";
-    case DITHER_BAD_ARGUMENT: return "a cipher, width or type that is none of those named";
+    case DITHER_BAD_ARGUMENT: return "a cipher, width, type or factor that is none of those named";
+    case DITHER_PEER_DEAD: return "a process of the group has ended";
+    case DITHER_PEER_LEFT: return "a rank has left the group";
+    case DITHER_PEER_LATE: return "a rank did not answer in time";
+    case DITHER_PEER_FAILED: return "a rank met an error of its own";
+    case DITHER_MISMATCH: return "ranks made different calls";
+    case DITHER_BROKEN: return "the group is broken by an earlier error";
+    case DITHER_BUSY: return "another thread is in a call";
+    case DITHER_INTERRUPTED: return "interrupted";
+    case DITHER_UNSUPPORTED: return "this system has no such thing";
     }
     return "unknown";
 }

@@ -222,13 +222,13 @@ static void count_dry(dither_pool *pool, size_t count, uint64_t began) {
     pthread_mutex_unlock(&pool->lock);
 }
 
-dither_status dither_pool_encode(dither_pool *pool, const dither_grid *grid, dither_float type,
-                                 const void *values, void *message, size_t count,
-                                 uint64_t *saturated) {
+dither_status dither_pool_encode_factor(dither_pool *pool, const dither_grid *grid, double factor,
+                                        dither_float type, const void *values, void *message,
+                                        size_t count, uint64_t *saturated) {
     const size_t width = (size_t)grid->wire_bits / 8;
     codec_numbers numbers;
     /* Before any draw is taken: it would be spent, and stay where it is. */
-    dither_status status = codec_open(grid, type, &numbers);
+    dither_status status = codec_open(grid, factor, type, &numbers);
     if (status != DITHER_OK) return status;
     uint64_t clamped = 0;
     adopt(pool);
@@ -239,14 +239,14 @@ dither_status dither_pool_encode(dither_pool *pool, const dither_grid *grid, dit
         char *to = (char *)message + done * width;
         int32_t *noise = borrow(pool, count - done, &now, &wipe);
         if (now > 0) {
-            status = codec_encode_ready(pool->kernels, noise, wipe, grid, type, from, to, now,
-                                        &clamped);
+            status = codec_encode_ready(pool->kernels, noise, wipe, grid, factor, type, from, to,
+                                        now, &clamped);
             give_back(pool, now);
         } else {
             uint64_t began = nanoseconds();
             now = count - done < BLOCK ? count - done : BLOCK;
-            status = dither_encode(pool->kernels, pool->key, pool->sigma, grid, type, from, to, now,
-                                   &clamped);
+            status = dither_encode_factor(pool->kernels, pool->key, pool->sigma, grid, factor, type,
+                                          from, to, now, &clamped);
             count_dry(pool, now, began);
         }
     }
@@ -254,6 +254,12 @@ dither_status dither_pool_encode(dither_pool *pool, const dither_grid *grid, dit
     if (status != DITHER_OK) dither_wipe(message, count * width);
     if (status == DITHER_OK && saturated) *saturated += clamped;
     return status;
+}
+
+dither_status dither_pool_encode(dither_pool *pool, const dither_grid *grid, dither_float type,
+                                 const void *values, void *message, size_t count,
+                                 uint64_t *saturated) {
+    return dither_pool_encode_factor(pool, grid, 1.0, type, values, message, count, saturated);
 }
 
 dither_status dither_pool_take(dither_pool *pool, int32_t *out, size_t count) {

@@ -20,6 +20,10 @@
 #define V_IF_EQUAL(x, y, yes, no) V_IF_SIGN(_mm256_cmpeq_epi64((__m256i)(x), (__m256i)(y)), (yes), (no))
 #define V_IF_SIGN(x, yes, no)                                                                      \
     ((f64v)_mm256_blendv_pd((__m256d)(no), (__m256d)(yes), (__m256d)(x)))
+#define V_STREAM_F32(to, x) _mm_stream_ps((to), (__m128)(x))
+#define V_STREAM_F64(to, x) _mm256_stream_pd((to), (__m256d)(x))
+#define V_STREAM(to, x) _mm256_stream_ps((to), (__m256)(x))
+#define V_FENCE() _mm_sfence()
 #include "kernels/vectors.h"
 /* Rotations by whole bytes are one shuffle. */
 INLINE u32v rotate_bytes(u32v x, int bits) {

@@ -15,6 +15,8 @@
 #define V_FLOOR(x) ((f64v)_mm512_floor_pd((__m512d)(x)))
 #define V_MIN(x, y) ((f64v)_mm512_min_pd((__m512d)(x), (__m512d)(y)))
 #define V_MAX(x, y) ((f64v)_mm512_max_pd((__m512d)(x), (__m512d)(y)))
+/* The smaller magnitude, with the sign of x: one instruction in the place of two. */
+#define V_CLAMP(x, limit) ((f64v)_mm512_range_pd((__m512d)(x), (__m512d)(limit), 2))
 #define V_FROM_F32(x) ((f64v)_mm512_cvtps_pd((__m256)(x)))
 #define V_FROM_I32(x) ((f64v)_mm512_cvtepi32_pd((__m256i)(x)))
 #define V_TO_I32(x) ((i32h)_mm512_cvtpd_epi32((__m512d)(x)))
@@ -26,5 +28,9 @@
                                 (__m512d)(no), (__m512d)(yes)))
 #define V_IF_SIGN(x, yes, no)                                                                      \
     ((f64v)_mm512_mask_blend_pd(_mm512_movepi64_mask((__m512i)(x)), (__m512d)(no), (__m512d)(yes)))
+#define V_STREAM_F32(to, x) _mm256_stream_ps((to), (__m256)(x))
+#define V_STREAM_F64(to, x) _mm512_stream_pd((to), (__m512d)(x))
+#define V_STREAM(to, x) _mm512_stream_ps((to), (__m512)(x))
+#define V_FENCE() _mm_sfence()
 #include "kernels/vectors.h"
 #include "kernels/all.h"

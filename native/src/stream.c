@@ -1,6 +1,7 @@
 /* The bare stream: cipher, fresh words, words at a place, masks. */
 #include "kernels/kernels.h"
 #include "key.h"
+#include "mask.h"
 #include "wipe.h"
 
 /* Superblocks worked on at once: 8 KiB, so that stream and data stay in the first-level cache. */
@@ -49,21 +50,33 @@ dither_status dither_stream_at(const dither_kernels *kernels, dither_key *key, u
     return status;
 }
 
-dither_status dither_mask(const dither_kernels *kernels, dither_key *key, void *values,
-                          size_t count, unsigned width, int subtract) {
+dither_status mask_open(mask_pad *pad, dither_key *key, size_t count, unsigned width, int subtract) {
     if (width != 2 && width != 4 && width != 8) return DITHER_BAD_ARGUMENT;
-    const size_t step = BATCH * SUPERBLOCK * sizeof(uint32_t) / width;
+    pad->width = width;
+    pad->subtract = subtract;
+    return dither_key_take(key, superblocks((count * width + 3) / 4), &pad->span);
+}
+
+void mask_some(const dither_kernels *kernels, mask_pad *pad, void *to, const void *from,
+               size_t count) {
+    const size_t step = BATCH * SUPERBLOCK * sizeof(uint32_t) / pad->width;
     uint32_t stream[BATCH * SUPERBLOCK];
-    dither_span span;
-    dither_status status = dither_key_take(key, superblocks((count * width + 3) / 4), &span);
-    if (status != DITHER_OK) return status;
     for (size_t done = 0; done < count; done += step) {
-        size_t now = count - done < step ? count - done : step;
-        size_t blocks = (size_t)superblocks((now * width + 3) / 4);
-        dither_span_next(kernels, &span, stream, blocks);
-        kernels->simd->mask((unsigned char *)values + done * width, stream, now, width, subtract);
+        size_t now = count - done < step ? count - done : step, at = done * pad->width;
+        dither_span_next(kernels, &pad->span, stream,
+                         (size_t)superblocks((now * pad->width + 3) / 4));
+        kernels->simd->mask((unsigned char *)to + at, (const unsigned char *)from + at, stream, now,
+                            pad->width, pad->subtract);
     }
     dither_wipe(stream, sizeof stream);
-    dither_wipe(&span, sizeof span);
+}
+
+dither_status dither_mask(const dither_kernels *kernels, dither_key *key, void *values,
+                          size_t count, unsigned width, int subtract) {
+    mask_pad pad;
+    dither_status status = mask_open(&pad, key, count, width, subtract);
+    if (status != DITHER_OK) return status;
+    mask_some(kernels, &pad, values, values, count);
+    dither_wipe(&pad, sizeof pad);
     return DITHER_OK;
 }

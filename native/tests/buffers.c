@@ -1,6 +1,7 @@
 /* Paths, guarded memory, repeatable words, and a watch on mappings. */
 #include "check.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -89,7 +90,33 @@ int __real_munmap(void *at, size_t size);
 void *__wrap_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset);
 int __wrap_munmap(void *at, size_t size);
 
+/* The one shared mapping of a group of threads, and how many hold it. */
+static pthread_mutex_t sharing = PTHREAD_MUTEX_INITIALIZER;
+static int shares;
+static void *shared;
+static unsigned holders;
+
+void share_mappings(int on) { shares = on; }
+
+static void *share(size_t size, int protection, int flags, int file, off_t offset) {
+    pthread_mutex_lock(&sharing);
+    if (holders == 0) shared = __real_mmap(NULL, size, protection, flags, file, offset);
+    if (shared != MAP_FAILED) holders++;
+    pthread_mutex_unlock(&sharing);
+    return shared;
+}
+
+/* Whether it was the shared one. */
+static int unshare(void *at, size_t size) {
+    pthread_mutex_lock(&sharing);
+    int mine = holders > 0 && at == shared;
+    if (mine && --holders == 0) (void)__real_munmap(shared, size);
+    pthread_mutex_unlock(&sharing);
+    return mine;
+}
+
 void *__wrap_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset) {
+    if (shares && (flags & MAP_SHARED)) return share(size, protection, flags, file, offset);
     void *made = __real_mmap(at, size, protection, flags, file, offset);
     if (watching && made != MAP_FAILED && mapped < 8) {
         maps[mapped].at = made;
@@ -106,5 +133,5 @@ int __wrap_munmap(void *at, size_t size) {
             maps[i].at = NULL;
             wiped++;
         }
-    return __real_munmap(at, size);
+    return shares && unshare(at, size) ? 0 : __real_munmap(at, size);
 }

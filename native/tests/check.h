@@ -51,6 +51,10 @@ void watch_end(void);
 void *watched(size_t *size);
 int watch_wiped(void);
 
+/* Threads that map a file shared get one mapping, so that the thread sanitizer sees what they do to
+ * each other. One file at a time. */
+void share_mappings(int on);
+
 /* A radius word and an angle word. */
 typedef struct {
     uint64_t m, w;
@@ -71,8 +75,10 @@ void test_codec(void);
 void test_exact(void);
 void test_key(void);
 void test_lattice(void);
+void test_norm(void);
 void test_paths(void);
 void test_pool(void);
+void test_shm(void);
 /* For the Python tests: float64 normals of adversarial words, and one key's output of all kinds. */
 void report_normals(FILE *to);
 void report_draws(FILE *to);

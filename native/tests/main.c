@@ -5,7 +5,8 @@ static const struct {
     const char *name;
     void (*run)(void);
 } parts[] = {{"codec", test_codec},     {"exact", test_exact}, {"key", test_key},
-             {"lattice", test_lattice}, {"paths", test_paths}, {"pool", test_pool}};
+             {"lattice", test_lattice}, {"norm", test_norm},   {"paths", test_paths},
+             {"pool", test_pool},       {"shm", test_shm}};
 enum { PARTS = sizeof parts / sizeof *parts };
 
 static void run(const char *name) {

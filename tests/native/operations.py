@@ -82,12 +82,21 @@ def _lattice(kind: type[np.generic], sigma: float) -> Operation:
     return operation
 
 
-def _encode(kind: type[np.generic], bits: int, *, ready: bool) -> Operation:
+def _norm(kind: type[np.generic]) -> Operation:
+    def operation(kernels: Any, key: Any, count: int, new: Allocate) -> list[Array]:
+        values = new(kind, count)
+        values[:] = np.random.default_rng(3).normal(size=count).astype(kind)
+        return [np.array([_native.norm(kernels, values)])]
+
+    return operation
+
+
+def _encode(kind: type[np.generic], bits: int, factor: float, *, ready: bool) -> Operation:
     def operation(kernels: Any, key: Any, count: int, new: Allocate) -> list[Array]:
         values, message = new(kind, count), new(WIRE[bits], count)
         values[:] = _numbers(count).astype(kind)
         if not ready:
-            saturated = _native.encode(kernels, key, 40.5, GRIDS[bits], values, message)
+            saturated = _native.encode(kernels, key, 40.5, GRIDS[bits], values, message, factor)
             return [message, np.array([saturated])]
         noise = new(np.int32, count)
         _native.lattice(kernels, key, 2.0**20, noise)
@@ -129,12 +138,18 @@ EXACT: dict[str, Operation] = {
     **LATTICES,
     **{
         f"{'encode_ready' if ready else 'encode'} {kind.__name__} to {bits}": _encode(
-            kind, bits, ready=ready
+            kind, bits, 1.0, ready=ready
         )
         for ready in (False, True)
         for kind in (np.float32, np.float64)
         for bits in (16, 32)
     },
+    **{
+        f"encode {kind.__name__} to {bits} by a third": _encode(kind, bits, 1 / 3, ready=False)
+        for kind in (np.float32, np.float64)
+        for bits in (16, 32)
+    },
+    **{f"norm {kind.__name__}": _norm(kind) for kind in (np.float32, np.float64)},
     **{
         f"decode {bits} to {kind.__name__} by {factor:g}": _decode(kind, bits, factor)
         for kind in (np.float32, np.float64)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.native.building import ADDRESS, THREAD, build, require_flags, run
 
-PARTS = ("codec", "exact", "key", "lattice", "paths", "pool")
+PARTS = ("codec", "exact", "key", "lattice", "norm", "paths", "pool", "shm")
 
 
 @pytest.fixture(scope="module")
@@ -38,4 +38,6 @@ def test_every_part_is_named_here(checked_program: Path) -> None:
 def test_no_data_race_is_found(tmp_path: Path) -> None:
     require_flags(tmp_path, THREAD)
     program = build(tmp_path / "thread", flags=(*THREAD, "-g1"))
-    assert "pool passed" in run([str(program), "pool"])
+    said = run([str(program), "pool", "shm"])
+    assert "pool passed" in said
+    assert "shm passed" in said

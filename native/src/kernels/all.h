@@ -4,4 +4,6 @@
 #include "kernels/gauss64.h"
 #include "kernels/codec.h"
 #include "kernels/mask.h"
+#include "kernels/norm.h"
+#include "kernels/sum.h"
 #include "kernels/table.h"

@@ -1,6 +1,6 @@
 /* Encode and decode. All in float64, where each step is exact: integers stay below 2^52, steps are
- * powers of two. For one vector of values:
- *   clamp(x / fine step), round half to even, + noise, floor(· / 2^shift + ½), clamp, narrow. */
+ * powers of two; only a factor rounds. For one vector of values:
+ *   clamp(factor · x / fine step), round half to even, + noise, floor(· / 2^shift + ½), clamp, narrow. */
 
 typedef struct { f64v scale, clamp, wire_scale, wire_limit; } codec_vectors;
 
@@ -9,12 +9,17 @@ INLINE codec_vectors spread(const codec_numbers *grid) {
                            v_set(grid->wire_limit)};
 }
 
-INLINE f64v v_clamp(f64v x, f64v limit) { return V_MAX(V_MIN(x, limit), -limit); }
+#ifndef V_CLAMP
+#define V_CLAMP(x, limit) V_MAX(V_MIN((x), (limit)), -(limit))
+#endif
+INLINE f64v v_clamp(f64v x, f64v limit) { return V_CLAMP(x, limit); }
 
 /* Everything but the last floor. `excess` stays zero while nothing is clamped before noise: a value
  * beyond the clamp adds at least 1, and one that is not finite makes it infinite or NaN. */
 INLINE f64v encode_vector(f64v x, f64v noise, const codec_vectors *grid, f64v *excess) {
-    f64v fine = V_ROUND(x * grid->scale);
+    f64v scaled = x * grid->scale;
+    V_KEEP(scaled); /* with a factor the product is rounded: alike by every instruction set */
+    f64v fine = V_ROUND(scaled);
     f64v kept = v_clamp(fine, grid->clamp);
     f64v beyond = fine - kept;
     *excess += beyond * beyond;
@@ -55,7 +60,9 @@ INLINE void store_floor_i16(void *to, size_t at, f64v x) {
 
 /* Count what a pass with an excess has met; rare, so one value at a time. */
 INLINE void count_one(double value, const codec_vectors *grid, codec_counts *counts) {
-    f64v fine = V_ROUND(v_set(value) * grid->scale);
+    f64v scaled = v_set(value) * grid->scale;
+    V_KEEP(scaled);
+    f64v fine = V_ROUND(scaled);
     counts->saturated += fine[0] != v_clamp(fine, grid->clamp)[0];
     counts->broken += !(__builtin_fabs(value) < __builtin_inf());
 }

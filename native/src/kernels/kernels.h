@@ -10,7 +10,7 @@ enum { SUPERBLOCK = DITHER_SUPERBLOCK_WORDS, DRAWS = SUPERBLOCK / 2 };
 
 /* A grid as the codec's arithmetic wants it: everything in float64, where all of it is exact. */
 typedef struct {
-    double scale;      /* 1 / fine step */
+    double scale;      /* factor / fine step */
     double clamp;      /* fine steps */
     double wire_scale; /* 2^-wire_shift */
     double wire_limit; /* wire steps */
@@ -28,6 +28,12 @@ typedef void codec_kernel(const codec_numbers *grid, const void *values, const d
 typedef void codec_ready_kernel(const codec_numbers *grid, const void *values, int32_t *noise,
                                 int wipe, void *message, size_t count, codec_counts *counts);
 
+/* Element types of sums. Unsigned, so that they wrap. */
+enum sum_type { SUM_U8, SUM_U16, SUM_U32, SUM_U64, SUM_F32, SUM_F64, SUM_TYPES };
+
+/* out[i] = from[0][i] + from[1][i] + …, from the left, by element; `out` may be one of `from`. */
+typedef void sum_kernel(void *out, const void *const *from, unsigned parts, size_t count);
+
 typedef struct {
     const char *name;
     void (*chacha)(const uint32_t state[16], unsigned rounds, uint32_t *out, size_t superblocks);
@@ -38,11 +44,21 @@ typedef struct {
     void (*gaussian_f32)(const uint32_t words[SUPERBLOCK], float out[SUPERBLOCK]);
     /* Rounded draws as int32; they must fit. */
     void (*narrow)(const double *draws, int32_t *out, size_t count);
-    void (*mask)(void *values, const uint32_t *stream, size_t count, unsigned width, int subtract);
+    /* to[i] = from[i] ± stream[i]; `to` may be `from`. */
+    void (*mask)(void *to, const void *from, const void *stream, size_t count, unsigned width,
+                 int subtract);
     codec_kernel *encode[2][2];             /* [float64?][32 bits?] */
     codec_ready_kernel *encode_ready[2][2]; /* [float64?][32 bits?] */
     void (*decode)(const void *message, int wide, double step, int to_double, void *values,
                    size_t count);
+    /* `decode` of the sum of messages, mod 2^16 or 2^32. `past_cache`: store past the caches, if
+     * `values` has an element's alignment; `fence` then comes before others may read them. */
+    void (*decode_sum)(const void *const *messages, unsigned parts, int wide, double step,
+                       int to_double, int past_cache, void *values, size_t count);
+    void (*fence)(void);
+    sum_kernel *sum[SUM_TYPES];
+    /* Sum of squares in a fixed order (kernels/norm.h). */
+    double (*squares)(const void *values, int from_double, size_t count);
 } simd_kernels;
 
 /* One choice of vector code and of AES code. */

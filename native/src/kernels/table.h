@@ -12,4 +12,8 @@ const simd_kernels TABLE = {
     .encode_ready = {{encode_ready_f32_i16, encode_ready_f32_i32},
                      {encode_ready_f64_i16, encode_ready_f64_i32}},
     .decode = decode,
+    .decode_sum = decode_sum,
+    .fence = fence,
+    .sum = {sum_uint8_t, sum_uint16_t, sum_uint32_t, sum_uint64_t, sum_float, sum_double},
+    .squares = squares,
 };

@@ -33,12 +33,30 @@ typedef float f32v __attribute__((vector_size(BYTES)));
 typedef int32_t i32h __attribute__((vector_size(BYTES / 2)));
 typedef float f32h __attribute__((vector_size(BYTES / 2)));
 typedef int16_t i16q __attribute__((vector_size(BYTES / 4)));
+/* The same, wrapping. */
+typedef uint32_t u32h __attribute__((vector_size(BYTES / 2)));
+typedef uint16_t u16q __attribute__((vector_size(BYTES / 4)));
+/* As many lanes as f32v. */
+typedef int16_t i16h __attribute__((vector_size(BYTES / 2)));
+typedef uint16_t u16h __attribute__((vector_size(BYTES / 2)));
 
 #define INLINE static inline __attribute__((always_inline))
 
 /* Unaligned loads and stores. */
 #define LOAD(type, from) __extension__({ type v_; memcpy(&v_, (from), sizeof v_); v_; })
 #define STORE(to, value) do { __typeof__(value) v_ = (value); memcpy((to), &v_, sizeof v_); } while (0)
+
+/* The rounded value of an expression: keeps the compiler from contracting it into a fused
+ * multiply-add, which rounds once where other instruction sets round twice. */
+#if defined(__x86_64__) && BITS == 512
+#define V_KEEP(x) __asm__("" : "+v"(x))
+#elif defined(__x86_64__)
+#define V_KEEP(x) __asm__("" : "+x"(x))
+#elif defined(__aarch64__)
+#define V_KEEP(x) __asm__("" : "+w"(x))
+#else
+#define V_KEEP(x) __asm__("" : "+m"(x))
+#endif
 
 INLINE f64v v_set(double x) { return x - (f64v){0}; }
 INLINE u64v v_setu(uint64_t x) { return x - (u64v){0}; }

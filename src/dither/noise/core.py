@@ -28,7 +28,7 @@ def core_errors(expected: str) -> Iterator[None]:
         yield
     except _native.StatusError as error:
         kind, text = str(error).split(": ", 1)
-        raise _ERRORS.get(kind, _unknown)(text) from None
+        raise core_error(kind, text) from None
     except DitherError:
         raise
     except (TypeError, ValueError, BufferError) as error:
@@ -38,6 +38,11 @@ def core_errors(expected: str) -> Iterator[None]:
         raise ConfigError(
             expected=expected, got=reason, fix="pass contiguous one-dimensional CPU arrays"
         ) from None
+
+
+def core_error(kind: str, text: str) -> DitherError:
+    """Return the error for a refusal of the core."""
+    return _ERRORS.get(kind, _unknown)(text)
 
 
 def _unknown(text: str) -> DitherError:
@@ -80,7 +85,16 @@ def _bad_grid(text: str) -> DitherError:
     )
 
 
+def _bad_argument(text: str) -> DitherError:
+    return ConfigError(
+        expected="a factor in [0, 1] and a scale that float64 can hold",
+        got=text,
+        fix="take the factor from clip_factor",
+    )
+
+
 _ERRORS = {
+    "bad_argument": _bad_argument,
     "closed": _closed,
     "forked": _forked,
     "not_finite": _not_finite,

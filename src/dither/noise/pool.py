@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, final, runtime_checkable
@@ -21,6 +22,7 @@ from dither.noise.simd import kernels
 # Bounds of the automatic size, in draws of four bytes: 1 MiB and 256 MiB.
 _SMALLEST = 1 << 18
 _LARGEST = 1 << 26
+_BLOCK = 1 << 16  # draws that are made together
 
 
 @runtime_checkable
@@ -33,8 +35,12 @@ class Noise(Protocol):
         grid: Grid,
         *,
         out: Integer[np.ndarray, " size"] | None = None,
+        factor: float = 1.0,
     ) -> Encoded:
-        """Return values with noise of the grid's σ on every coordinate, never used before."""
+        """Return values with noise of the grid's σ on every coordinate, never used before.
+
+        The values are first multiplied by ``factor``, in [0, 1].
+        """
         ...
 
 
@@ -60,9 +66,14 @@ class FreshNoise:
         grid: Grid,
         *,
         out: Integer[np.ndarray, " size"] | None = None,
+        factor: float = 1.0,
     ) -> Encoded:
         """Return `codec.encode` of the values."""
-        return encode(values, grid, self._key, out=out)
+        return encode(values, grid, self._key, out=out, factor=factor)
+
+    def native(self, grid: Grid) -> tuple[None, Any, float]:
+        """Return no pool, the key and σ, as the core's fused passes take them."""
+        return None, native_key(self._key), check_sigma(grid.sigma)
 
     def draw(self, out: Buffer, grid: Grid) -> None:
         """Fill int32 or int64 with draws of the grid's σ, for an encoder on another device."""
@@ -174,6 +185,7 @@ class NoisePool:
         grid: Grid,
         *,
         out: Integer[np.ndarray, " size"] | None = None,
+        factor: float = 1.0,
     ) -> Encoded:
         """Return `codec.encode` of the values, with noise that was ready where there was some.
 
@@ -185,7 +197,7 @@ class NoisePool:
         data, message = arguments(values, grid, out)
         native = self._open()
         with core_errors("float32 or float64 values"):
-            saturated = native.encode(core_grid(grid), data, message)
+            saturated = native.encode(core_grid(grid), data, message, factor)
         return Encoded(message, int(saturated))
 
     def take(self, out: Buffer) -> None:
@@ -209,6 +221,15 @@ class NoisePool:
         self._require_sigma(grid)
         self.take(out)
 
+    def native(self, grid: Grid) -> tuple[Any, None, float]:
+        """Return the pool, no key and σ, as the core's fused passes take them.
+
+        Raises:
+            NoiseError: The grid asks for another σ, or the pool is closed.
+        """
+        self._require_sigma(grid)
+        return self._open(), None, self._sigma
+
     def _require_sigma(self, grid: Grid) -> None:
         if grid.sigma != self._sigma:
             raise NoiseError(
@@ -221,6 +242,25 @@ class NoisePool:
         """Return what the pool did so far in this process."""
         stats = self._open().stats()
         return PoolStats(wait_seconds=stats.pop("wait_ns") * 1e-9, **stats)
+
+    def wait_until_full(self, timeout: float = 60.0) -> None:
+        """Wait until nothing more fits, as between two steps of training.
+
+        Args:
+            timeout: Seconds.
+
+        Raises:
+            NoiseError: The pool is closed, its thread does not run, or the time is over.
+        """
+        deadline = time.monotonic() + timeout
+        while (stats := self.stats()).ready <= stats.capacity - _BLOCK:
+            if not stats.running or time.monotonic() > deadline:
+                raise NoiseError(
+                    expected=f"a full pool within {timeout:g} s",
+                    got=f"{stats.ready} of {stats.capacity} draws",
+                    fix="give its thread a core, or wait longer",
+                )
+            time.sleep(0.001)
 
     def close(self) -> None:
         """Stop the thread and wipe what is left. Closing twice is harmless."""
