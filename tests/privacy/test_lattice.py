@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dither.errors import ConfigError
+from dither.privacy.events import Relation, SamplerKind, Unit
 from dither.privacy.lattice import Lattice
 from dither.privacy.plan import Plan
 from dither.privacy.trust import CENTRAL, LOCAL, Trust
@@ -96,9 +97,37 @@ def test_sixteen_bits_exactly_when_they_hold_every_rank(
     assert lattice.wire_bits in {16, 32}
     if lattice.wire_bits == 16:
         assert need <= 2**15 - 1 + ranks  # ranks: the quotient in wire_limit is rounded down
+        finest = ranks == 1 or lattice.wire_shift == 0 or sigma >= 128.0
+        # The next finer wire would not have held them.
+        assert finest or 2 * need + 2 * ranks >= 2**15
+        assert lattice.wire_shift == 0 or 16.0 <= sigma < 256.0
     else:
-        assert need + 2 * ranks >= 2**15
-    assert lattice.wire_shift == 0 or 128.0 <= sigma < 256.0
+        coarser = math.floor(math.log2(sigma / 16.0)) if ranks > 1 and sigma >= 16.0 else 0
+        assert need / 2**coarser + 4 * ranks >= 2**15
+        assert lattice.wire_shift == 0 or 128.0 <= sigma < 256.0
+
+
+@pytest.mark.parametrize(("ranks", "bits"), [(2, 16), (10, 16), (64, 16), (150, 16), (400, 32)])
+def test_contributions_of_many_ranks_travel_in_sixteen_bits(ranks: int, bits: int) -> None:
+    """One contribution a rank (unit rank): a coarser wire holds a hundred ranks and more."""
+    plan = Plan(
+        records=ranks,
+        sampling_rate=1.0,
+        sampler=SamplerKind.FULL,
+        steps=10,
+        l2_clip=1.0,
+        noise_multiplier=1.0,
+        delta=1e-7,
+        unit=Unit.RANK,
+        relation=Relation.REPLACE_ONE,
+        trust=LOCAL,
+    )
+    lattice = plan.bind(1.0, 10**6, ranks)
+    sigma, largest, limit = _numbers(lattice)
+    assert lattice.wire_bits == bits
+    assert largest * 2.0**lattice.wire_shift * lattice.step == pytest.approx(1.0, rel=1e-3)
+    assert largest + TAIL * sigma + 1.0 <= limit
+    assert sigma >= 16.0  # rounding to the wire adds less than 1/3000 of the variance
 
 
 def test_census_mlp_fits_sixteen_bits() -> None:

@@ -38,15 +38,17 @@ from dither.release.transport import Solo, Transport
 
 
 @final
-class Watching:
+class Watching(Transport):
     """A transport of one rank that looks into the ledger file before anything leaves."""
-
-    world_size = 1
 
     def __init__(self, ledger: Ledger) -> None:
         self.path = ledger.path
         self.charged: list[int] = []
         self.sizes: list[int] = []
+
+    @property
+    def world_size(self) -> int:
+        return 1
 
     def all_reduce(self, message: Integer[np.ndarray, " size"]) -> Integer[np.ndarray, " size"]:
         self.charged.append(Ledger.open(self.path).charged(RUN))
@@ -55,13 +57,15 @@ class Watching:
 
 
 @final
-class Broken:
+class Broken(Transport):
     """A transport that fails at its n-th message."""
-
-    world_size = 1
 
     def __init__(self, at: int) -> None:
         self.left = at
+
+    @property
+    def world_size(self) -> int:
+        return 1
 
     def all_reduce(self, message: Integer[np.ndarray, " size"]) -> Integer[np.ndarray, " size"]:
         self.left -= 1
@@ -258,10 +262,12 @@ def test_solo_is_a_transport_of_one_rank() -> None:
 
 
 @final
-class Passing:
+class Passing(Transport):
     """A transport of one rank that is not `Solo`: whole messages go through it."""
 
-    world_size = 1
+    @property
+    def world_size(self) -> int:
+        return 1
 
     def all_reduce(self, message: Integer[np.ndarray, " size"]) -> Integer[np.ndarray, " size"]:
         return message.copy()

@@ -10,6 +10,8 @@ from dither.errors import ConfigError
 # σ of one rank's share, counted in wire steps, is brought into [2⁷, 2⁸): rounding to the wire
 # lattice then adds less than 1/(12·2¹⁴) of the noise variance.
 _WIRE_SIGMA = 2.0**7
+# Down from there to 2⁴ where messages of several ranks then fit 16 bits: 1/(12·2⁸) of the variance.
+_COARSE_SIGMA = 2.0**4
 # Below 4 wire steps, sums of rounded shares are no longer one rounded Gaussian (aliasing).
 _SMALLEST_WIRE_SIGMA = 4.0
 # What the C core takes (native/include/dither.h): σ and clamp in fine steps.
@@ -82,19 +84,7 @@ def make_lattice(*, step_exponent: int, sigma: float, largest: float, world_size
             got=f"{sigma_steps:.3g}",
             fix="use more noise (a smaller epsilon), fewer ranks, or a smaller lattice_slack",
         )
-    shift = max(0, math.floor(math.log2(sigma_steps / _WIRE_SIGMA)))
-    wire_sigma = sigma_steps / 2.0**shift
-    wire_largest = largest / step / 2.0**shift
-    # Every rank's own tail must fit its share of the range: Σ clip(x_r + Z_r) with shares cut
-    # short is not a function of Σ x_r + Z_r, so saturation would not be post-processing.
-    need = world_size * (wire_largest + _TAIL * wire_sigma + 2.0)
-    bits = 16 if need < 2**15 else 32
-    if need >= 2**31:
-        raise ConfigError(
-            expected="a sum that fits 32-bit lattice messages",
-            got=f"about 2^{math.log2(need):.1f} wire steps",
-            fix="lower the expected batch size or the number of ranks",
-        )
+    shift, bits = _wire(sigma_steps, largest / step, world_size)
     if sigma_steps > _LARGEST_SIGMA or largest / step > _LARGEST_CLAMP:
         raise ConfigError(
             expected="noise of at most 2^40 lattice steps and sums of at most 2^50",
@@ -109,3 +99,26 @@ def make_lattice(*, step_exponent: int, sigma: float, largest: float, world_size
         wire_bits=bits,
         world_size=world_size,
     )
+
+
+def _wire(sigma: float, largest: float, world_size: int) -> tuple[int, int]:
+    """Return shift and bits of the wire, for noise and sums in fine steps."""
+
+    def need(shift: int) -> float:
+        # Every rank's own tail must fit its share of the range: Σ clip(x_r + Z_r) with shares cut
+        # short is not a function of Σ x_r + Z_r, so saturation would not be post-processing.
+        return world_size * ((largest + _TAIL * sigma) / 2.0**shift + 2.0)
+
+    fine, coarse = (max(0, math.floor(math.log2(sigma / s))) for s in (_WIRE_SIGMA, _COARSE_SIGMA))
+    # A message of 16 bits is worth a coarser wire, where there is a wire.
+    shifts = range(fine, coarse + 1) if world_size > 1 else [fine]
+    short = next((shift for shift in shifts if need(shift) < 2**15), None)
+    if short is not None:
+        return short, 16
+    if need(fine) >= 2**31:
+        raise ConfigError(
+            expected="a sum that fits 32-bit lattice messages",
+            got=f"about 2^{math.log2(need(fine)):.1f} wire steps",
+            fix="lower the expected batch size or the number of ranks",
+        )
+    return fine, 32

@@ -203,13 +203,18 @@ class Plan:
         rounding = math.ldexp(math.sqrt(dimension), exponent)
         charged = l2_sensitivity * (1.0 + self.numeric_slack) + rounding
         sigma = self.noise_multiplier * charged * self.trust.rank_share(world_size)
-        largest_batch = self.expected_batch_size + 10.0 * math.sqrt(self.expected_batch_size) + 10.0
         return make_lattice(
             step_exponent=exponent,
             sigma=sigma,
-            largest=largest_batch * l2_sensitivity,
+            largest=self._largest_batch() * l2_sensitivity,
             world_size=world_size,
         )
+
+    def _largest_batch(self) -> float:
+        """Return how many contributions one rank's sum may hold before coordinates saturate."""
+        if self.unit is Unit.RANK:  # one call, one contribution
+            return 1.0
+        return self.expected_batch_size + 10.0 * math.sqrt(self.expected_batch_size) + 10.0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -17,6 +17,7 @@ from dither.privacy.lattice import Lattice
 from dither.release.device import DeviceEncoder, Draws, supports
 from dither.release.encoder import Encoder
 from dither.release.rows import dense, is_rows, row_blocks
+from dither.release.transport import FusedTransport
 
 # Shorter tensors are gathered: copying them costs less than a pass of their own.
 SHORT = 1 << 16
@@ -116,6 +117,27 @@ class ChunkEncoder:
                 saturated += self._host.encode(part, out=room).saturated
                 self._host.decode(room, scale=self._scale, out=out[start : start + part.size])
                 start += part.size
+        return _named(total, chunk), saturated
+
+    def together(
+        self, chunk: Mapping[str, Tensor], carrier: FusedTransport
+    ) -> tuple[dict[str, Tensor], int]:
+        """Return the sum over ranks of what all of them encode, decoded, and the number saturated.
+
+        Raises:
+            ReleaseError: A value is not finite.
+            NoiseError: The noise cannot be had.
+            ReduceError: There is no sum.
+        """
+        total = self._memory(_size(chunk))
+        out = total.numpy()
+        start = saturated = 0
+        for values in _arrays(chunk):
+            room = out[start : start + values.size]
+            saturated += carrier.release(
+                values, room, lattice=self._lattice, noise=self._noise, scale=self._scale
+            )
+            start += values.size
         return _named(total, chunk), saturated
 
     def _memory(self, size: int) -> Tensor:

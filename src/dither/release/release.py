@@ -12,9 +12,10 @@ from dither.errors import ConfigError, ReleaseError
 from dither.noise.key import Key
 from dither.noise.pool import FreshNoise, Noise, is_private
 from dither.privacy.account import Account
+from dither.privacy.plan import Plan
 from dither.release.bounded_sum import BoundedSum
 from dither.release.chunk import ChunkEncoder
-from dither.release.transport import Solo, Transport
+from dither.release.transport import FusedTransport, Solo, Transport
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def release_sum(
     carrier = transport or Solo()
     source = noise or FreshNoise(Key())
     _require_protection(bounded, account, source)
+    require_masks(account.plan, carrier)
     _require_slack(bounded, account)
     lattice = account.plan.bind(bounded.l2_clip, bounded.dimension, carrier.world_size)
     encoder = ChunkEncoder(lattice, source, scale=scale, dtype=dtype, out=out)
@@ -100,11 +102,21 @@ def _require_protection(bounded: BoundedSum, account: Account, source: Noise) ->
             fix="pass FreshNoise or NoisePool with a new Key(); to debug, open the account with "
             "insecure=..., which marks the run as not private",
         )
-    if account.plan.trust.name == "distributed":
+
+
+def require_masks(plan: Plan, carrier: Transport) -> None:
+    """Refuse shares of noise that protect only behind masks, where there are none or too few.
+
+    Raises:
+        ReleaseError: Trust is distributed(t), and the transport's masks do not withstand t ranks.
+    """
+    masked = -1 if carrier.colluders is None else carrier.colluders
+    if plan.trust.name == "distributed" and masked < plan.trust.colluders:
         raise ReleaseError(
-            expected="trust central or local",
-            got=f"{account.plan.trust}, whose shares of noise protect only behind masks",
-            fix="plan with trust local; no transport masks messages yet",
+            expected=f"masks that withstand {plan.trust.colluders} colluding ranks",
+            got="none" if masked < 0 else f"masks against {masked}",
+            fix="agree on masks with dither.reduce's Masks.agree(endpoint, colluders="
+            f"{plan.trust.colluders}), or plan with trust local",
         )
 
 
@@ -126,6 +138,8 @@ def _release_chunk(
 ) -> tuple[dict[str, Tensor], int]:
     if type(carrier) is Solo:
         return encoder.alone(chunk)
+    if isinstance(carrier, FusedTransport):
+        return encoder.together(chunk, carrier)
     encoded = encoder.encode(chunk)
     return encoder.decode(carrier.all_reduce(encoded.message), chunk), encoded.saturated
 

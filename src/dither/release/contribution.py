@@ -1,0 +1,192 @@
+"""Releases of one contribution a rank: the unit of privacy is a rank's whole vector."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, final
+
+import numpy as np
+from jaxtyping import Float
+
+from dither.errors import ConfigError, DitherWarning, ReleaseError
+from dither.noise.codec import clip_factor, decode, message_type
+from dither.noise.pool import Noise, is_private
+from dither.privacy.account import Account
+from dither.privacy.events import Relation, SamplerKind, Unit
+from dither.privacy.lattice import Lattice
+from dither.privacy.plan import Plan
+from dither.release.release import require_masks
+from dither.release.transport import FusedTransport, Transport
+
+
+def contribution_plan(
+    world_size: int,
+    *,
+    l2_clip: float,
+    releases: int,
+    delta: float,
+    noise_multiplier: float | None = None,
+    epsilon: float | None = None,
+    **options: Any,
+) -> Plan:
+    """Return the plan of so many sums of one contribution a rank.
+
+    Each release is a Gaussian mechanism without sampling under ``replace_one``: one rank's
+    contribution becomes another in the same ball of radius C, at distance 2C (PRIVACY-REVIEW A6).
+
+    Args:
+        world_size: R.
+        l2_clip: C, what each contribution is clipped to.
+        releases: Largest number of calls.
+        delta: δ.
+        noise_multiplier: z, noise over C; or
+        epsilon: the budget for all releases together.
+        **options: Other fields of `Plan`, such as ``trust``.
+
+    Raises:
+        ConfigError: Both or neither of z and ε, or a value is out of range.
+    """
+    if (noise_multiplier is None) == (epsilon is None):
+        raise ConfigError(
+            expected="either a noise_multiplier or an epsilon for all releases",
+            got="neither" if epsilon is None else "both",
+            fix="pass one of them: a budget is never guessed",
+        )
+    promise: dict[str, Any] = {
+        "relation": Relation.REPLACE_ONE,
+        "unit": Unit.RANK,
+        "l2_clip": l2_clip,
+        "delta": delta,
+        "steps": releases,
+        "records": world_size,
+        **options,
+    }
+    if epsilon is not None:
+        return Plan.calibrate(epsilon=epsilon, batch_size=world_size, **promise)
+    assert noise_multiplier is not None  # noqa: S101 - one of the two
+    return Plan(
+        noise_multiplier=noise_multiplier,
+        sampling_rate=1.0,
+        sampler=SamplerKind.FULL,
+        **promise,
+    )
+
+
+@final
+class ContributionRelease:
+    """Releases sums of one clipped contribution a rank, of vectors up to one dimension.
+
+    Sensitivity: the contribution is scaled by min(1, C/‖x‖), the norm taken in float64 and the
+    factor rounded down (`clip_factor`), so it stays in the ball of radius C up to rounding that
+    the plan's numeric slack covers; one rank's contribution replaced by another moves the sum by
+    at most 2C. Contributions that are not finite count as zero: an error would leave the other
+    ranks waiting, and tell them. The lattice is that of the largest dimension, so shorter vectors
+    are charged for at least the rounding they do. Each call is charged before its message leaves.
+
+    Args:
+        account: The rank's, with a plan of `contribution_plan`.
+        transport: Carries messages between ranks.
+        noise: Fresh or from a pool.
+        dimension: Largest length of a contribution.
+
+    Raises:
+        ConfigError: Another kind of plan, or no lattice holds its sums.
+        ReleaseError: The trust needs masks, or the noise would not be secret.
+    """
+
+    def __init__(
+        self, account: Account, transport: Transport, noise: Noise, *, dimension: int
+    ) -> None:
+        plan = account.plan
+        _require_contributions(plan)
+        require_masks(plan, transport)
+        if account.insecure is None and not is_private(noise):
+            raise ReleaseError(
+                expected="dither's own noise, from the operating system's entropy",
+                got="noise that repeats, is shared, or is not dither's",
+                fix="pass FreshNoise or NoisePool with a new Key()",
+            )
+        self.account = account
+        self.dimension = dimension
+        self._transport = transport
+        self._noise = noise
+        self._lattice = bound_lattice(plan, dimension, transport.world_size)
+        self._noise.encode(np.empty(0), self._lattice)  # says now whether it can serve
+
+    @property
+    def lattice(self) -> Lattice:
+        """The numbers of its messages."""
+        return self._lattice
+
+    def __call__(self, values: Float[np.ndarray, " size"], out: Float[np.ndarray, " size"]) -> int:
+        """Write the noisy sum of all ranks' clipped contributions to ``out``.
+
+        Args:
+            values: Contiguous float32 or float64, as long on all ranks, at most `dimension`.
+            out: Float32 or float64 of the same length; may be ``values``.
+
+        Returns:
+            How many coordinates were clamped before noise: for the operator only.
+
+        Raises:
+            BudgetExhaustedError: The plan has no release left; nothing was sent.
+            ReduceError: There is no sum; the release stays charged.
+        """
+        if values.size > self.dimension or out.size != values.size:
+            raise ConfigError(
+                expected=f"at most {self.dimension} values and as many results",
+                got=f"{values.size} and {out.size}",
+                fix="make a release for the larger dimension",
+            )
+        values, factor = _clipped(values, self.account.plan.l2_clip)
+        self.account.charge(self.account.plan.event)
+        if isinstance(self._transport, FusedTransport):
+            return self._transport.release(
+                values, out, lattice=self._lattice, noise=self._noise, factor=factor
+            )
+        return self._in_blocks(values, out, factor)
+
+    def _in_blocks(
+        self, values: Float[np.ndarray, " size"], out: Float[np.ndarray, " size"], factor: float
+    ) -> int:
+        step = min(self._transport.block or values.size, values.size)
+        message = np.empty(step, message_type(self._lattice))
+        saturated = 0
+        for start in range(0, values.size, max(step, 1)):
+            part = values[start : start + step]
+            room = message[: part.size]
+            encoded = self._noise.encode(part, self._lattice, out=room, factor=factor)
+            saturated += encoded.saturated
+            decode(self._transport.all_reduce(room), self._lattice, out=out[start : start + step])
+        return saturated
+
+
+def bound_lattice(plan: Plan, dimension: int, world_size: int) -> Lattice:
+    """Return the lattice of contributions up to a dimension."""
+    return plan.bind(plan.l2_clip, dimension, world_size)
+
+
+def _clipped(
+    values: Float[np.ndarray, " size"], l2_clip: float
+) -> tuple[Float[np.ndarray, " size"], float]:
+    try:
+        return values, clip_factor(values, l2_clip)
+    except ReleaseError:
+        warnings.warn(
+            "this rank's contribution is not finite and counts as zero: the other ranks must "
+            "not learn of it, but look at what it computed",
+            DitherWarning,
+            stacklevel=3,
+        )
+        return np.zeros_like(values), 1.0
+
+
+def _require_contributions(plan: Plan) -> None:
+    wanted = (Unit.RANK, Relation.REPLACE_ONE, SamplerKind.FULL)
+    found = (plan.unit, plan.relation, plan.sampler)
+    if found != wanted:
+        raise ConfigError(
+            expected=f"a plan with {', '.join(wanted)}, as contribution_plan makes it",
+            got=", ".join(found),
+            fix="each rank's contribution is the unit here: use contribution_plan(...)",
+        )
