@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
 
-# Flat and contiguous; 8 to 64 bit integers, float32 or float64, in the host's byte order.
-Buffer: TypeAlias = Shaped[np.ndarray, " size"]
+# Flat and contiguous; 8 to 64 bit integers, float32 or float64, in the host's byte order. The
+# underscore: two buffers of one call may differ in size.
+Buffer: TypeAlias = Shaped[np.ndarray, " _size"]
+
+# Not Self, which beartype cannot check in a method that jaxtyping decorates by itself.
+_Entered = TypeVar("_Entered", bound="Endpoint")
 
 
 class Endpoint(ABC):
@@ -44,6 +48,11 @@ class Endpoint(ABC):
     def timeout(self) -> float:
         """Seconds that a call may wait for peers."""
 
+    @property
+    def kind(self) -> str:
+        """Name of the transport, by which tables of measured times know it."""
+        return type(self).__module__.rpartition(".")[2]
+
     @abstractmethod
     def send(self, to: int, message: Buffer) -> None:
         """Send a message; it may be overwritten when this returns.
@@ -74,7 +83,7 @@ class Endpoint(ABC):
             PeerError: A peer is dead or does not answer in time.
         """
 
-    def all_reduce(self, buffer: Buffer) -> bool:
+    def all_reduce(self, buffer: Buffer) -> bool:  # noqa: ARG002 - for those that have one
         """Sum over ranks in place by the back end's own algorithm, integers mod 2^bits.
 
         Returns:
@@ -87,7 +96,7 @@ class Endpoint(ABC):
     def close(self) -> None:
         """Leave the group. Closing twice is harmless."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self: _Entered) -> _Entered:
         """Return the endpoint."""
         return self
 
