@@ -1,0 +1,353 @@
+"""Sums of one contribution a rank, privately: the state behind `all_reduce` and `PrivateComm`."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, final
+
+import numpy as np
+from jaxtyping import Float
+
+from dither.errors import BudgetExhaustedError, ConfigError, DitherError, ReduceError
+from dither.noise.key import Key
+from dither.noise.pool import FreshNoise, Noise, NoisePool
+from dither.privacy.account import Account
+from dither.privacy.events import Relation, Unit
+from dither.privacy.ledger import Ledger
+from dither.privacy.plan import Plan
+from dither.privacy.trust import LOCAL, Trust
+from dither.reduce.agreement import Agreement, Terms, consent, gather
+from dither.reduce.algorithms.auto import current_table
+from dither.reduce.endpoint import Endpoint
+from dither.reduce.protections.keys import Authentication
+from dither.reduce.protections.masked import Masks
+from dither.reduce.protections.private import BLOCK, Reduced, SharedMemoryReduced
+from dither.reduce.transports.shared_memory import SharedMemory
+from dither.release.contribution import ContributionRelease, bound_lattice, contribution_plan
+from dither.release.transport import Transport
+
+_TYPES = ("float32", "float64")
+# Shorter messages draw their noise in the pass that adds it: a pool would not be faster.
+_SHORTEST_POOLED = 1 << 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """What a program promises about each rank's contributions; the same on all ranks.
+
+    Attributes:
+        clip: C, the L2 norm that a contribution is scaled down to.
+        releases: Largest number of calls.
+        delta: δ.
+        noise_multiplier: z, noise over C; or
+        epsilon: the budget for all calls together.
+        trust: ``local``: each message carries noise enough by itself (DPAR). ``distributed(t)``:
+            masks, and shares of noise that protect while at most t ranks collude. ``central``:
+            only the result is protected, not what travels.
+    """
+
+    clip: float
+    releases: int
+    delta: float
+    noise_multiplier: float | None = None
+    epsilon: float | None = None
+    trust: Trust = field(default=LOCAL)
+
+    def plan(self, world_size: int) -> Plan:
+        """Return the plan for so many ranks.
+
+        Raises:
+            ConfigError: A value is out of range, or both or neither of z and ε are given.
+        """
+        return contribution_plan(
+            world_size,
+            l2_clip=self.clip,
+            releases=self.releases,
+            delta=self.delta,
+            noise_multiplier=self.noise_multiplier,
+            epsilon=self.epsilon,
+            trust=self.trust,
+        )
+
+
+@final
+class PrivateReduce:
+    """Sums float vectors over ranks; each rank's contribution to a call is the unit of privacy.
+
+    Guarantee: under ``local`` whoever sees the network and all other ranks learns no more of this
+    rank's contributions than (ε, δ) allows under ``replace_one``; under ``distributed(t)`` the same
+    against t colluding ranks and the network, computationally; under ``central`` against whoever
+    sees only results. Contributions are clipped, charged to this rank's own ledger and made noisy
+    before they leave (`ContributionRelease`). What cannot be protected is refused.
+
+    All ranks make the same calls in the same order; new lengths and types are agreed on first.
+    After an error the object is of no more use: what was charged stays charged.
+
+    Args:
+        endpoint: This rank's end; it stays the caller's.
+        promise: Of privacy.
+        ledger: Folder where this rank keeps its account, ``rank-R.sqlite``, or an open ledger.
+        run: Name of the run in the ledger; name one of before to go on with its budget.
+        algorithm: Name; auto goes through shared memory where all ranks are on one host.
+        authentication: For masks: `Identity` or `ClusterSecret`.
+        noise_pool: Make noise ahead, on a thread.
+        lease: Calls charged at a time.
+
+    Raises:
+        ConfigError: The promise is out of range.
+        MismatchError: Ranks came with different promises; on all of them.
+        BudgetExhaustedError: A rank's account has no call left; on all of them.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        promise: Promise,
+        *,
+        ledger: str | Path | Ledger,
+        run: str | None = None,
+        algorithm: str = "auto",
+        authentication: Authentication | None = None,
+        noise_pool: bool = True,
+        lease: int | None = None,
+    ) -> None:
+        self.endpoint = endpoint
+        self.plan = promise.plan(endpoint.world_size)
+        self._agreement = Agreement(endpoint)
+        self._agreement.agree(_opening(self.plan, algorithm, run))
+        self._lock = threading.Lock()
+        self._broken: str | None = None
+        self._open = ExitStack()
+        self._pooled = noise_pool
+        self._key = Key()
+        self._noise: dict[float, Noise] = {}
+        self._releases: dict[int, ContributionRelease] = {}
+        self._known: dict[tuple[int, str], ContributionRelease] = {}
+        self._worker: ThreadPoolExecutor | None = None
+        self.account = self._account(ledger, run, lease)
+        self._left = self._fewest_left()
+        self.transport = self._carrier(algorithm, authentication)
+
+    def __call__(self, values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Return the noisy sum of all ranks' clipped contributions.
+
+        Args:
+            values: Flat, contiguous float32 or float64; the same length and type on all ranks.
+            out: Where it goes; may be ``values``. A new array by default.
+
+        Raises:
+            ConfigError: Another type; nothing was sent.
+            BudgetExhaustedError: No call is left; on all ranks alike.
+            ReduceError: There is no sum; on all ranks.
+        """
+        _check(values, out)
+        if out is None:
+            out = np.empty_like(values)
+        with self._lock:
+            self._require_usable()
+            try:
+                release = self._known.get((values.size, values.dtype.char))
+                if release is None:
+                    release = self._first(values)
+                self._left -= 1
+                release(values, out)
+            except BaseException as error:
+                self._broken = f"an earlier {type(error).__name__}"
+                raise
+        return out
+
+    def start(self, values: np.ndarray, out: np.ndarray) -> Future[np.ndarray]:
+        """Start a call that goes on beside the caller's own work; calls run in their order.
+
+        Args:
+            values: Not to be changed until the result is there.
+            out: Not to be read until then.
+        """
+        _check(values, out)
+        with self._lock:
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(1, thread_name_prefix="dither-reduce")
+        return self._worker.submit(self, values, out)
+
+    @property
+    def releases_left(self) -> int:
+        """Calls that all ranks may still make."""
+        return self._left
+
+    def epsilon(self) -> float:
+        """Return ε charged so far by this run, from this rank's ledger."""
+        return self.account.ledger.epsilon(self.plan.delta, self.account.run)
+
+    def wait_until_ready(self) -> None:
+        """Wait until the noise pools are full: they fill by themselves between calls."""
+        for noise in self._noise.values():
+            if isinstance(noise, NoisePool):
+                noise.wait_until_full()
+
+    def close(self) -> None:
+        """Stop threads, wipe noise and leave shared memory. Closing twice is harmless."""
+        if self._worker is not None:
+            self._worker.shutdown()
+        self._broken = self._broken or "being closed"
+        self._open.close()
+
+    def __enter__(self) -> PrivateReduce:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def _require_usable(self) -> None:
+        if self._broken is not None:
+            raise ReduceError(
+                expected="a private AllReduce whose calls all ended well",
+                got=f"one that is of no more use after {self._broken}",
+                fix="make a new group on all ranks; what was charged stays charged",
+            )
+        if self._left <= 0:
+            raise BudgetExhaustedError(
+                expected=f"at most {self.plan.steps} calls in all, as planned",
+                got="one more",
+                fix="plan with more releases; they cost more epsilon or more noise",
+            )
+
+    def _first(self, values: Float[np.ndarray, " size"]) -> ContributionRelease:
+        """Agree on a new length and type, before anything is charged."""
+        self._agreement.agree(
+            Terms(
+                length=values.size,
+                dtype=values.dtype.name,
+                protection="private",
+                trust=str(self.plan.trust),
+                plan=self.plan.digest(),
+            )
+        )
+        # Of one size class, so that a few pools serve messages of all lengths.
+        dimension = 1 << max(values.size - 1, 0).bit_length()
+        release = self._releases.get(dimension)
+        if release is None:
+            noise = self._noise_for(dimension)
+            release = ContributionRelease(self.account, self.transport, noise, dimension=dimension)
+            self._releases[dimension] = release
+        self._known[values.size, values.dtype.char] = release
+        return release
+
+    def _noise_for(self, dimension: int) -> Noise:
+        if not self._pooled or dimension < _SHORTEST_POOLED:
+            return self._noise.setdefault(0.0, FreshNoise(self._key))
+        sigma = bound_lattice(self.plan, dimension, self.endpoint.world_size).sigma
+        if sigma not in self._noise:
+            pool = NoisePool(sigma, self._key, dimension=dimension)
+            self._noise[sigma] = self._open.enter_context(pool)
+        return self._noise[sigma]
+
+    def _account(self, ledger: str | Path | Ledger, run: str | None, lease: int | None) -> Account:
+        """Open this rank's account; where one cannot, all ranks say so."""
+
+        def open_it() -> Account:
+            book = ledger
+            if not isinstance(book, Ledger):
+                path = Path(book) / f"rank-{self.endpoint.rank}.sqlite"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                book = Ledger.create(
+                    path,
+                    store=f"contributions of rank {self.endpoint.rank}",
+                    unit=Unit.RANK,
+                    relation=Relation.REPLACE_ONE,
+                    sensitive=True,
+                )
+            return Account(book, run or uuid.uuid4().hex, self.plan, lease=lease)
+
+        return _on_all(self.endpoint, open_it, "open its account")
+
+    def _fewest_left(self) -> int:
+        """Return the calls that every rank can still pay, so that all refuse the same one."""
+        mine = self.account.steps_left
+        fewest = min(int(left) for left in gather(self.endpoint, str(mine).encode()))
+        if fewest <= 0:
+            raise BudgetExhaustedError(
+                expected="at least one call left in every rank's account",
+                got=f"{mine} here, {fewest} on another rank",
+                fix="name another run, which adds to the account, or plan with more releases",
+            )
+        return fewest
+
+    def _carrier(self, algorithm: str, authentication: Authentication | None) -> Transport:
+        masks = None
+        trust = self.plan.trust
+        if trust.name == "distributed":
+            masks = Masks.agree(
+                self.endpoint, colluders=trust.colluders, authentication=authentication
+            )
+        shared = self._shared_memory() if algorithm in {"auto", "backend"} else None
+        if shared is not None:
+            return SharedMemoryReduced(shared, masks=masks)
+        return Reduced(self.endpoint, algorithm=algorithm, masks=masks, block=BLOCK)
+
+    def _shared_memory(self) -> SharedMemory | None:
+        """Return this host's memory where it serves all ranks."""
+        endpoint = self.endpoint
+        if isinstance(endpoint, SharedMemory):
+            return endpoint
+        if endpoint.kind == "threads" or endpoint.world_size == 1 or any(endpoint.hosts):
+            return None
+        return self._open.enter_context(SharedMemory.over(endpoint))
+
+
+def _opening(plan: Plan, algorithm: str, run: str | None) -> Terms:
+    return Terms(
+        length=0,
+        dtype="none",
+        operation="open a private AllReduce",
+        protection="private",
+        trust=str(plan.trust),
+        plan=plan.digest(),
+        algorithm=algorithm,
+        table=current_table().digest,
+        others=(("run", run or ""),),
+    )
+
+
+def _on_all(endpoint: Endpoint, act: Callable[[], Account], what: str) -> Account:
+    """Act on all ranks; where one fails, all raise: nobody waits for it."""
+    try:
+        result = act()
+    except (DitherError, OSError) as error:
+        with contextlib.suppress(ReduceError):  # this rank's own error says more
+            consent(endpoint, f"it could not {what} ({type(error).__name__})")
+        raise
+    consent(endpoint, None)
+    return result
+
+
+def _check(values: Any, out: Any) -> None:
+    for array in (values, values if out is None else out):
+        flags = array.flags
+        whole = array.ndim == 1 and flags.c_contiguous and flags.aligned
+        if array.dtype.name not in _TYPES or not array.dtype.isnative or not whole:
+            raise ConfigError(
+                expected="a flat, contiguous array of float32 or float64",
+                got=f"{array.dtype} of shape {array.shape}",
+                fix="convert it: what cannot be protected is never sent",
+            )
+    if out is not None and (out.size != values.size or not out.flags.writeable):
+        raise ConfigError(
+            expected=f"a writable result of {values.size} numbers",
+            got=str(out.size),
+            fix="give out= the size of the values",
+        )
