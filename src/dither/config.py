@@ -377,13 +377,23 @@ class BenchConfig:
     """Measure dither against a baseline, interleaved, in one process tree.
 
     Attributes:
-        name: noise, train, clip, or list, which says what they measure.
+        name: noise, train, clip, allreduce, or list, which says what they measure.
         json: Write the result here as JSON; - is standard output.
         full: More cases and repeats.
-        cases: Only these cases, of a bench that can choose: clip.
+        cases: Only these cases, of a bench that can choose: clip, allreduce.
+        tune: allreduce: measure all algorithms here and write the table that auto reads.
+        simulate: allreduce: error and reckoned time for up to this many ranks, at most 8192.
+        figure: Draw what --simulate finds: NAME.svg (png, pdf) and its error alone, NAME-error.svg.
+        hosts: allreduce: compare algorithms between this many hosts, which are namespaces here.
+        mbit: Bandwidth of each of these hosts, in Mbit/s.
     """
 
     name: Positional[str]
     json: str | None = None
     full: bool = False
     cases: tuple[str, ...] = ()
+    tune: bool = False
+    simulate: int | None = None
+    figure: Path | None = None
+    hosts: int | None = None
+    mbit: float = 200.0

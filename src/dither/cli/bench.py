@@ -6,11 +6,14 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
 from dither.bench.harness import Row, result
+from dither.cli import allreduce
+from dither.cli.words import amount
 from dither.config import BenchConfig
 from dither.errors import ConfigError
 from dither.files import output_errors, write_json
@@ -18,6 +21,7 @@ from dither.files import output_errors, write_json
 _BENCHES = {
     "noise": "noise, encoding and masks against PyTorch's normal_ and add_, one thread",
     "train": "a private training step against a plain one",
+    "allreduce": "private sums over two ranks of this host against MPICH's and gloo's",
     "clip": "private steps of ordinary models against plain ones and Opacus, memory too; 2 threads",
 }
 
@@ -26,7 +30,7 @@ def run(config: BenchConfig) -> None:
     """Run a bench, show its rows as they come, and write its JSON.
 
     Raises:
-        ConfigError: No bench or case of that name.
+        ConfigError: No bench or case of that name, or an option that is another bench's.
         OutputError: The JSON cannot be written; said before anything is measured.
     """
     if config.name == "list":
@@ -39,27 +43,33 @@ def run(config: BenchConfig) -> None:
             got=repr(config.name),
             fix="see dither bench list",
         )
-    bench = importlib.import_module(f"dither.bench.{config.name}")
-    options = {"cases": _cases(config, getattr(bench, "NAMES", ()))} if config.cases else {}
+    found = allreduce.mode(config)
+    if found is None:
+        bench = importlib.import_module(f"dither.bench.{config.name}")
+        options = {"cases": _cases(config, getattr(bench, "NAMES", ()))} if config.cases else {}
+        found = allreduce.Mode(bench.rows(full=config.full, **options))
     target = None if config.json in {None, "-"} else Path(str(config.json))
     if target is not None:
         with output_errors(target):
             target.touch()
     console = Console(stderr=True, highlight=False)
     rows: list[Row] = []
-    for row in bench.rows(full=config.full, **options):
+    for row in found.rows:
         figure = row.detail if row.ratio is None else f"{row.ratio:.2f} x"
         metric = "" if row.metric == "time" else f" {row.metric}"
         console.print(f"{row.case}{metric}, {row.baseline_name}: {figure}", markup=False)
         rows.append(row)
-    value = result(config.name, rows)
+    _write(config, {**result(config.name, rows), **found.more()}, target)
+    if config.json != "-":
+        Console(highlight=False).print(found.table(rows) if found.table else _table(rows))
+
+
+def _write(config: BenchConfig, value: dict[str, Any], target: Path | None) -> None:
     if config.json == "-":
         json.dump(value, sys.stdout, indent=1)
         print()
     elif target is not None:
         write_json(target, value)
-    if config.json != "-":
-        Console(highlight=False).print(_table(rows))
 
 
 def _cases(config: BenchConfig, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -88,22 +98,10 @@ def _table(rows: list[Row]) -> Table:
     for row in rows:
         table.add_row(
             row.case if row.metric == "time" else f"{row.case} {row.metric}",
-            _amount(row.ours, row.unit),
-            f"{_amount(row.baseline, row.unit)} {row.baseline_name}".strip(),
+            amount(row.ours, row.unit),
+            f"{amount(row.baseline, row.unit)} {row.baseline_name}".strip(),
             "not run" if row.ratio is None else f"{row.ratio:.2f}",
             "" if row.ratio is None else f"{row.ratio_low:.2f}-{row.ratio_high:.2f}",
             "" if row.target is None else f"{row.target:.2f}",
         )
     return table
-
-
-def _amount(value: float | None, unit: str) -> str:
-    if value is None:
-        return ""
-    scales = [(1.0, ""), (1e-3, "m"), (1e-6, "µ")]
-    if unit == "B":
-        scales = [(1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")]
-    for scale, prefix in scales:
-        if value >= scale:
-            return f"{value / scale:.3g} {prefix}{unit}"
-    return f"{value * 1e9:.3g} n{unit}"

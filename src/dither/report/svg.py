@@ -6,11 +6,14 @@ import io
 import re
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import matplotlib.style
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from dither.files import write_atomic
 
 # Okabe & Ito's palette, told apart with every common colour vision. The page maps each colour to
 # a CSS variable, so that a dark theme can lighten it.
@@ -84,6 +87,27 @@ def draw(paint: Callable[[Axes], None], *, name: str, label: str, size: Size = S
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return Markup(_inline(buffer.getvalue(), name, label))  # noqa: S704 - our own drawing
+
+
+def write_figure(paint: Callable[[Figure], None], path: Path, *, size: Size) -> None:
+    """Paint a figure of its own and write it, in the format that the path's ending names.
+
+    Args:
+        paint: Fills the figure.
+        path: Where it goes.
+        size: Width and height in inches.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    kind = path.suffix.lower().lstrip(".")
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    with matplotlib.style.context(["default", {**_STYLE, "svg.fonttype": "path"}]):
+        figure = Figure(figsize=size)
+        paint(figure)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=160, metadata=undated)
+    write_atomic(path, buffer.getvalue())
 
 
 def thinned(values: tuple[float, ...], most: int) -> tuple[float, ...]:
