@@ -34,6 +34,14 @@ _PUBLIC = {
     "overridable": "dither.clipping.rules.registry",
     "BoundedSum": "dither.release.bounded_sum",
     "release_sum": "dither.release.release",
+    # Sums over ranks
+    "all_reduce": "dither.reduce.all_reduce",
+    "close_all_reduce": "dither.reduce.all_reduce",
+    "PrivateComm": "dither.reduce.private_comm",
+    "PrivateReduce": "dither.reduce.private_reduce",
+    "Promise": "dither.reduce.private_reduce",
+    "Identity": "dither.reduce.protections.keys",
+    "ClusterSecret": "dither.reduce.protections.keys",
     # Noise
     "rounded_gaussian": "dither.noise.rounded",
     "fill_rounded_gaussian": "dither.noise.rounded",

@@ -59,7 +59,6 @@ def encode_ready(kernels: Kernels, noise: Any, grid: Grid, values: Any, message:
 def decode(
     kernels: Kernels, grid: Grid, message: Any, values: Any, factor: float = 1.0, /
 ) -> None: ...
-
 def shm_create(ranks: int, /) -> int: ...
 
 class Shm:

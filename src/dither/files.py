@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from dither.errors import OutputError
 
 
@@ -133,3 +135,9 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def home() -> Path:
+    """Return where dither keeps what is the user's: ``$DITHER_HOME`` or the user's data folder."""
+    chosen = os.environ.get("DITHER_HOME")
+    return Path(chosen) if chosen else Path(platformdirs.user_data_dir("dither"))

@@ -48,13 +48,11 @@ def _mpi(promise: dict[str, Any]) -> dict[str, Any]:
         request.Wait()
         in_place = np.zeros((100, 5))
         comm.Allreduce(MPI.IN_PLACE, in_place)
-        for act in (
-            lambda: comm.Allreduce(np.zeros(3, np.int32), np.zeros(3, np.int32)),
-            lambda: comm.Allreduce(values, first, MPI.MAX),
-            lambda: comm.Allreduce([1.0], [2.0]),
-        ):
+        whole = np.zeros(3, np.int32)
+        wrong: list[tuple[Any, ...]] = [(whole, whole), (values, first, MPI.MAX), ([1.0], [2.0])]
+        for arguments in wrong:
             try:
-                act()
+                comm.Allreduce(*arguments)
             except ConfigError as error:
                 refused.append(str(error))
         comm.Allreduce(values, values)

@@ -344,10 +344,12 @@ class Reading:
         self.places: list[int] = []
         self._noise = FreshNoise(agreed())
 
-    def encode(self, values: np.ndarray, grid: Grid, *, out: np.ndarray | None = None) -> Encoded:
+    def encode(
+        self, values: np.ndarray, grid: Grid, *, out: np.ndarray | None = None, factor: float = 1.0
+    ) -> Encoded:
         if values.size:  # an empty message asks whether the noise can serve
             self.places.append(values.ctypes.data)
-        return self._noise.encode(values, grid, out=out)
+        return self._noise.encode(values, grid, out=out, factor=factor)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -47,7 +47,9 @@ class Reusing:
         grid: Grid,
         *,
         out: Integer[np.ndarray, " size"] | None = None,
+        factor: float = 1.0,
     ) -> Encoded:
+        assert factor == 1.0
         noise = fresh = rounded_gaussian(grid.sigma, values.size, Key())
         old = self.old.setdefault(values.size, fresh)
         if old is not fresh:

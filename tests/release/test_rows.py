@@ -151,10 +151,12 @@ class Sizes:
     given: int = 0
     filled: int = 0
 
-    def encode(self, values: np.ndarray, grid: Grid, *, out: np.ndarray | None = None) -> Encoded:
+    def encode(
+        self, values: np.ndarray, grid: Grid, *, out: np.ndarray | None = None, factor: float = 1.0
+    ) -> Encoded:
         self.given += values.size
         self.filled += int(np.count_nonzero(values))
-        return self.source.encode(values, grid, out=out)
+        return self.source.encode(values, grid, out=out, factor=factor)
 
 
 @pytest.mark.parametrize("pooled", [False, True], ids=["fresh", "pool"])

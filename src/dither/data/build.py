@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 import pyarrow as pa
 
 from dither.data.acs import find_task
@@ -21,7 +19,7 @@ from dither.data.store.manifest import FORMAT_VERSION, Manifest, dither_version,
 from dither.data.store.store import RecordStore
 from dither.data.store.writer import SHARD_ROWS, write_shards
 from dither.errors import ConfigError, DataError
-from dither.files import locked, output_errors, publish, staged_folder
+from dither.files import home, locked, output_errors, publish, staged_folder
 
 Sources = str | Path | Iterable[str | Path]
 Progress = Callable[[str, int, int | None], None]
@@ -145,12 +143,6 @@ def cached_store(
             index.parent.mkdir(exist_ok=True)
             _write_index(index, target.name)
     return _agreed(RecordStore.open(target, verify=False), sensitive)
-
-
-def home() -> Path:
-    """Where dither keeps stores: ``$DITHER_HOME`` or the user's data folder."""
-    chosen = os.environ.get("DITHER_HOME")
-    return Path(chosen) if chosen else Path(platformdirs.user_data_dir("dither"))
 
 
 @dataclass(frozen=True)

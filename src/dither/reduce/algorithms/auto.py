@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
@@ -12,10 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-import platformdirs
-
 from dither.errors import ConfigError
-from dither.files import write_json
+from dither.files import home, write_json
 from dither.reduce.endpoint import Endpoint
 
 # How ranks lie on hosts: all on one, one on each, or some of both.
@@ -148,9 +145,7 @@ def layout_of(hosts: tuple[int, ...]) -> Layout:
 
 def table_path() -> Path:
     """Return where this user's measured table lies, if there is one, under dither's home."""
-    chosen = os.environ.get("DITHER_HOME")
-    home = Path(chosen) if chosen else Path(platformdirs.user_data_dir("dither"))
-    return home / "allreduce.json"
+    return home() / "allreduce.json"
 
 
 def default_table() -> Table:

@@ -11,7 +11,7 @@ from typing import Generic, NoReturn, TypeAlias, TypeVar, final
 
 import numpy as np
 
-from dither.errors import ConfigError, PeerError
+from dither.errors import ConfigError, PeerError, ReduceError
 from dither.reduce.endpoint import Buffer, Endpoint
 from dither.reduce.transports.hosts import number_hosts
 from dither.reduce.transports.refusal import check_whole
@@ -192,8 +192,15 @@ class Threads(Endpoint):
         )
 
     def abandon(self, error: BaseException) -> None:
-        """Break the whole group, because this rank raised an error."""
+        """Break the whole group, because this rank raised an error.
+
+        An error that all ranks raise together only makes this one leave: the others shall still
+        learn of theirs.
+        """
         self._broken = f"an earlier {type(error).__name__}"
+        if isinstance(error, ReduceError) and not isinstance(error, PeerError):
+            self._group.leave(self._rank, f"rank {self._rank} left after {type(error).__name__}")
+            return
         self._group.fail(f"rank {self._rank} raised {type(error).__name__}: {error}")
 
 
