@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,21 +122,12 @@ def make_private(
     check_model(model)
     check_loader(loader)
     loss = per_example(loss_fn)
-    records = len(loader.dataset)  # type: ignore[arg-type]
-    _refuse_beside(
-        plan, epsilon=epsilon, delta=delta, epochs=epochs, l2_clip=l2_clip, relation=relation
-    )
     _check_clipping(clipping)
-    promise = plan or _plan(
-        loader,
-        epsilon=epsilon,
-        delta=delta,
-        epochs=epochs,
-        l2_clip=1.0 if l2_clip is None else l2_clip,
-        relation=_relation(relation or "zero_out"),
-        adaptive=clipping if isinstance(clipping, AdaptiveClip) else None,
+    adaptive_clip = clipping if isinstance(clipping, AdaptiveClip) else None
+    budget = {"epsilon": epsilon, "delta": delta, "l2_clip": l2_clip}
+    promise = _promise(
+        plan, loader, budget, epochs=epochs, relation=relation, adaptive=adaptive_clip
     )
-    _check_records(promise, records)
     entropy: Entropy = OsEntropy() if insecure_seed is None else InsecureSeed(insecure_seed)
     book = _open(ledger, store, promise, sensitive)
     reason = None
@@ -144,11 +135,11 @@ def make_private(
         reason = unprotected(book, f"insecure seed {insecure_seed}", force=force)
     account = Account(book, run or uuid.uuid4().hex, promise, lease=lease, insecure=reason)
     adaptive = None
-    if isinstance(clipping, AdaptiveClip):
+    if adaptive_clip is not None:
         draw = quantile_samples(
             loader.dataset, promise.sampling_rate, entropy, collate=loader.collate_fn
         )
-        adaptive = AdaptiveBound(clipping, account, draw, entropy)
+        adaptive = AdaptiveBound(adaptive_clip, account, draw, entropy)
     step = PrivateStep(
         model,
         optimizer,
@@ -161,20 +152,35 @@ def make_private(
         memory_limit=memory_limit,
         noise_pool=noise_pool,
     )
+    records = len(loader.dataset)  # type: ignore[arg-type]
     sampler = PoissonSampler(records, promise.sampling_rate, entropy.stream("sampling"))
     return step, poisson_loader(loader, sampler)
 
 
+def _promise(
+    plan: Plan | None,
+    loader: DataLoader[Any],
+    budget: Mapping[str, float | None],
+    *,
+    epochs: int | None,
+    relation: str | None,
+    adaptive: AdaptiveClip | None,
+) -> Plan:
+    """Return the plan that was given, or the one for the budget."""
+    _refuse_beside(plan, epochs=epochs, relation=relation, **budget)
+    promise = plan or _plan(loader, budget, epochs, _relation(relation or "zero_out"), adaptive)
+    _check_records(promise, len(loader.dataset))  # type: ignore[arg-type]
+    return promise
+
+
 def _plan(
     loader: DataLoader[Any],
-    *,
-    epsilon: float | None,
-    delta: float | None,
+    budget: Mapping[str, float | None],
     epochs: int | None,
-    l2_clip: float,
     relation: Relation,
     adaptive: AdaptiveClip | None,
 ) -> Plan:
+    epsilon, delta, l2_clip = budget["epsilon"], budget["delta"], budget["l2_clip"]
     if epsilon is None or delta is None or epochs is None:
         raise ConfigError(
             expected="epsilon, delta and epochs, or a plan",
@@ -196,7 +202,12 @@ def _plan(
     }
     beside = adaptive.beside(**size) if adaptive and batch_size <= records else ()
     return Plan.calibrate(
-        epsilon=epsilon, delta=delta, l2_clip=l2_clip, relation=relation, beside=beside, **size
+        epsilon=epsilon,
+        delta=delta,
+        l2_clip=1.0 if l2_clip is None else l2_clip,
+        relation=relation,
+        beside=beside,
+        **size,
     )
 
 
