@@ -262,6 +262,10 @@ dither_status dither_pool_encode_factor(dither_pool *pool, const dither_grid *gr
                                         dither_float type, const void *values, void *message,
                                         size_t count, uint64_t *saturated);
 
+/* While held, nothing is made ahead: for the length of one release, whose ranks need the cores that
+ * the thread would take. Holds add up, and each ends with a call with `on` zero. */
+void dither_pool_hold(dither_pool *pool, int on);
+
 /* Noise alone, in fine steps. */
 dither_status dither_pool_take(dither_pool *pool, int32_t *out, size_t count);
 

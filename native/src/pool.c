@@ -39,6 +39,7 @@ struct dither_pool {
     size_t head, tail;      /* blocks ever filled, blocks ever consumed */
     size_t offset;          /* draws used of the tail block */
     int stop, joinable;
+    unsigned held;          /* releases under way that keep the thread waiting */
     dither_pool_stats stats;
     dither_owner *owner;    /* whose draws these are; behind the ring, wiped with it by `fork` */
 };
@@ -60,7 +61,7 @@ static void *produce(void *argument) {
     yield_to_others();
     pthread_mutex_lock(&pool->lock);
     for (;;) {
-        while (!pool->stop && pool->head - pool->tail >= pool->blocks)
+        while (!pool->stop && (pool->held || pool->head - pool->tail >= pool->blocks))
             pthread_cond_wait(&pool->space, &pool->lock);
         if (pool->stop) break;
         int32_t *block = pool->ring + pool->head % pool->blocks * BLOCK;
@@ -89,6 +90,7 @@ static dither_status start(dither_pool *pool) {
     pthread_mutex_init(&pool->taking, NULL);
     pthread_cond_init(&pool->space, NULL);
     pool->stop = 0;
+    pool->held = 0;
     pool->stats.running = 1;
     /* Signals are for the program's own threads: it may have blocked one to wait for it. */
     sigfillset(&all);
@@ -182,6 +184,16 @@ void dither_pool_stats_get(dither_pool *pool, dither_pool_stats *stats) {
     pthread_mutex_lock(&pool->lock);
     *stats = pool->stats;
     stats->ready = ready(pool);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+void dither_pool_hold(dither_pool *pool, int on) {
+    adopt(pool);
+    pthread_mutex_lock(&pool->lock);
+    if (on)
+        pool->held++;
+    else if (pool->held > 0 && --pool->held == 0)
+        pthread_cond_signal(&pool->space);
     pthread_mutex_unlock(&pool->lock);
 }
 

@@ -101,7 +101,10 @@ static uint64_t digest(const release *r, size_t count, uint64_t kind) {
     uint64_t mixed = shm_mix(shm_mix(kind, count), (uint64_t)grid->scale_exponent);
     mixed = shm_mix(shm_mix(mixed, (uint64_t)grid->clamp), (uint64_t)grid->wire_shift);
     mixed = shm_mix(shm_mix(mixed, (uint64_t)grid->wire_limit), (uint64_t)grid->wire_bits);
-    return shm_mix(mixed, scale);
+    mixed = shm_mix(mixed, scale);
+    /* Masks that drifted apart would not cancel; keys of all ranks advance alike. */
+    if (r->how->masks) mixed = shm_mix(mixed, dither_key_position(r->how->mask_keys[0]));
+    return mixed;
 }
 
 /* Everything that can be refused before anything leaves. */
@@ -131,14 +134,17 @@ static dither_status open_pads(release *r, size_t count) {
 
 static dither_status run_release(release *r, const shm_work *work, size_t count,
                                  uint64_t *saturated) {
+    dither_pool *pool = r->pad ? NULL : r->how->pool;
     dither_status status = shm_enter(r->shm);
     if (status == DITHER_OK) {
+        if (pool) dither_pool_hold(pool, 1);
         status = open_pads(r, count);
         if (status == DITHER_OK) status = shm_run(r->shm, r->kernels, work, count);
         r->kernels->simd->fence();
         if (r->pads || r->pad)
             dither_wipe(r->shm->private,
                         (count < DITHER_SHM_BLOCK ? count : DITHER_SHM_BLOCK) * r->width);
+        if (pool) dither_pool_hold(pool, 0);
         status = shm_leave(r->shm, status);
     }
     if (status != DITHER_OK) dither_wipe(r->out, count * r->out_type);

@@ -43,7 +43,6 @@ class NoRandomness(TorchFunctionMode):
     def __init__(self, level: float) -> None:
         super().__init__()
         self._level = level
-        self.drew = False
 
     def __torch_function__(
         self,
@@ -54,13 +53,10 @@ class NoRandomness(TorchFunctionMode):
     ) -> Any:
         """Call the function without its randomness."""
         options = dict(kwargs or {})
-        if func in _DROPOUTS or func in _DRAWS:
-            self.drew = True
         if func in _DROPOUTS:
             return args[0]
         if func in _DRAWS:
             return _DRAWS[func](self._level, *args, **options)
-        self.drew |= func in _WITH_DROPOUT or func in _RECURRENT
         if func is F.scaled_dot_product_attention:
             if len(args) > 4:
                 args = (*args[:4], 0.0, *args[5:])
@@ -87,7 +83,6 @@ _DROPOUTS = {
     torch.feature_dropout,
     torch.alpha_dropout,
 }
-_WITH_DROPOUT = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
 _RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
 
 

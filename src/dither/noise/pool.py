@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, final, runtime_checkable
@@ -242,6 +244,21 @@ class NoisePool:
         """Return what the pool did so far in this process."""
         stats = self._open().stats()
         return PoolStats(wait_seconds=stats.pop("wait_ns") * 1e-9, **stats)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make nothing ahead meanwhile: for one release, whose ranks need the cores themselves.
+
+        Raises:
+            NoiseError: The pool is closed.
+        """
+        native = self._open()
+        native.hold(True)
+        try:
+            yield
+        finally:
+            if self._native is not None:
+                native.hold(False)
 
     def wait_until_full(self, timeout: float = 60.0) -> None:
         """Wait until nothing more fits, as between two steps of training.

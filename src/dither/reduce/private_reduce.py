@@ -6,7 +6,7 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,12 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Float
 
-from dither.errors import BudgetExhaustedError, ConfigError, DitherError, ReduceError
+from dither.errors import (
+    BudgetExhaustedError,
+    ConfigError,
+    DitherWarning,
+    ReduceError,
+)
 from dither.noise.key import Key
 from dither.noise.pool import FreshNoise, Noise, NoisePool
 from dither.privacy.account import Account
@@ -124,6 +129,7 @@ class PrivateReduce:
         self._agreement = Agreement(endpoint)
         self._agreement.agree(_opening(self.plan, algorithm, run))
         self._lock = threading.Lock()
+        self._starting = threading.RLock()  # held shortly, while calls may be under way
         self._broken: str | None = None
         self._open = ExitStack()
         self._pooled = noise_pool
@@ -132,16 +138,17 @@ class PrivateReduce:
         self._releases: dict[int, ContributionRelease] = {}
         self._known: dict[tuple[int, str], ContributionRelease] = {}
         self._worker: ThreadPoolExecutor | None = None
+        self._started: Future[np.ndarray] | None = None
         self.account = self._account(ledger, run, lease)
         self._left = self._fewest_left()
         self.transport = self._carrier(algorithm, authentication)
 
     def __call__(self, values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Return the noisy sum of all ranks' clipped contributions.
+        """Return the noisy sum of all ranks' clipped contributions, after all calls of `start`.
 
         Args:
             values: Flat, contiguous float32 or float64; the same length and type on all ranks.
-            out: Where it goes; may be ``values``. A new array by default.
+            out: Where it goes; ``values`` itself or memory apart. A new array by default.
 
         Raises:
             ConfigError: Another type; nothing was sent.
@@ -149,8 +156,10 @@ class PrivateReduce:
             ReduceError: There is no sum; on all ranks.
         """
         _check(values, out)
-        if out is None:
-            out = np.empty_like(values)
+        self.settle()
+        return self._call(values, np.empty_like(values) if out is None else out)
+
+    def _call(self, values: np.ndarray, out: np.ndarray) -> np.ndarray:
         with self._lock:
             self._require_usable()
             try:
@@ -159,6 +168,8 @@ class PrivateReduce:
                     release = self._first(values)
                 self._left -= 1
                 release(values, out)
+            except DitherWarning:  # the program wants errors for warnings; the call went well
+                raise
             except BaseException as error:
                 self._broken = f"an earlier {type(error).__name__}"
                 raise
@@ -170,12 +181,23 @@ class PrivateReduce:
         Args:
             values: Not to be changed until the result is there.
             out: Not to be read until then.
+
+        Raises:
+            ConfigError: Another type; nothing was sent.
+            ReduceError: It is closed, or an earlier call failed.
         """
         _check(values, out)
-        with self._lock:
+        with self._starting:
+            self._require_whole()
             if self._worker is None:
                 self._worker = ThreadPoolExecutor(1, thread_name_prefix="dither-reduce")
-        return self._worker.submit(self, values, out)
+            self._started = self._worker.submit(self._call, values, out)
+            return self._started
+
+    def settle(self) -> None:
+        """Wait until all calls of `start` have ended, well or not: ranks keep one order of calls."""
+        if self._started is not None:
+            wait([self._started])
 
     @property
     def releases_left(self) -> int:
@@ -194,10 +216,11 @@ class PrivateReduce:
 
     def close(self) -> None:
         """Stop threads, wipe noise and leave shared memory. Closing twice is harmless."""
-        if self._worker is not None:
-            self._worker.shutdown()
-        self._broken = self._broken or "being closed"
-        self._open.close()
+        with self._starting:
+            if self._worker is not None:
+                self._worker.shutdown()
+            self._broken = self._broken or "being closed"
+            self._open.close()
 
     def __enter__(self) -> PrivateReduce:
         """Return itself."""
@@ -212,13 +235,16 @@ class PrivateReduce:
         """Close it."""
         self.close()
 
-    def _require_usable(self) -> None:
+    def _require_whole(self) -> None:
         if self._broken is not None:
             raise ReduceError(
                 expected="a private AllReduce whose calls all ended well",
                 got=f"one that is of no more use after {self._broken}",
                 fix="make a new group on all ranks; what was charged stays charged",
             )
+
+    def _require_usable(self) -> None:
+        self._require_whole()
         if self._left <= 0:
             raise BudgetExhaustedError(
                 expected=f"at most {self.plan.steps} calls in all, as planned",
@@ -327,7 +353,7 @@ def _on_all(endpoint: Endpoint, act: Callable[[], Account], what: str) -> Accoun
     """Act on all ranks; where one fails, all raise: nobody waits for it."""
     try:
         result = act()
-    except (DitherError, OSError) as error:
+    except Exception as error:
         with contextlib.suppress(ReduceError):  # this rank's own error says more
             consent(endpoint, f"it could not {what} ({type(error).__name__})")
         raise
@@ -337,6 +363,10 @@ def _on_all(endpoint: Endpoint, act: Callable[[], Account], what: str) -> Accoun
 
 def _check(values: Any, out: Any) -> None:
     for array in (values, values if out is None else out):
+        if not isinstance(array, np.ndarray):
+            raise ConfigError(
+                expected="a numpy array", got=type(array).__name__, fix="convert it first"
+            )
         flags = array.flags
         whole = array.ndim == 1 and flags.c_contiguous and flags.aligned
         if array.dtype.name not in _TYPES or not array.dtype.isnative or not whole:
@@ -351,3 +381,15 @@ def _check(values: Any, out: Any) -> None:
             got=str(out.size),
             fix="give out= the size of the values",
         )
+    if out is not None and _overlap(values, out):
+        # Block by block: results would be read again as contributions, beyond their clipping.
+        raise ConfigError(
+            expected="a result in the memory of the values, or apart from it",
+            got="arrays that share a part of their memory",
+            fix="give out= the values themselves, or memory of its own",
+        )
+
+
+def _overlap(values: np.ndarray, out: np.ndarray) -> bool:
+    same = values.dtype == out.dtype and values.ctypes.data == out.ctypes.data
+    return not same and np.may_share_memory(values, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from typing import Any, final
 
 import numpy as np
@@ -10,7 +11,7 @@ from jaxtyping import Float
 
 from dither.errors import ConfigError, DitherWarning, ReleaseError
 from dither.noise.codec import clip_factor, decode, message_type
-from dither.noise.pool import Noise, is_private
+from dither.noise.pool import Noise, NoisePool, is_private
 from dither.privacy.account import Account
 from dither.privacy.events import Relation, SamplerKind, Unit
 from dither.privacy.lattice import Lattice
@@ -144,7 +145,8 @@ class ContributionRelease:
             return self._transport.release(
                 values, out, lattice=self._lattice, noise=self._noise, factor=factor
             )
-        return self._in_blocks(values, out, factor)
+        with self._noise.held() if isinstance(self._noise, NoisePool) else nullcontext():
+            return self._in_blocks(values, out, factor)
 
     def _in_blocks(
         self, values: Float[np.ndarray, " size"], out: Float[np.ndarray, " size"], factor: float
