@@ -128,6 +128,9 @@ def test_a_folder_without_a_run_exits_with_2(
 ) -> None:
     assert "run" in fails(["report", str(tmp_path)], capsys)
     assert "ledger" in fails(["ledger", str(tmp_path / "nowhere")], capsys)
+    (tmp_path / "accounts").mkdir()
+    (tmp_path / "accounts" / "rank-0.sqlite").touch()
+    assert "rank-0.sqlite" in fails(["ledger", str(tmp_path / "accounts")], capsys)
 
 
 def test_a_changed_store_exits_with_2(

@@ -314,5 +314,20 @@ def test_an_account_that_one_rank_cannot_open_stops_all(tmp_path: Path) -> None:
     (tmp_path / "rank-1.sqlite").write_text("no ledger at all")
     found = on_ranks(3, lambda _: None, tmp_path)
     assert type(found[1]) is LedgerError
-    assert all(type(found[rank]) is ReduceError for rank in (0, 2))
-    assert "rank 1: it could not open its account (LedgerError)" in str(found[0])
+    assert all(isinstance(found[rank], ReduceError) for rank in (0, 2))
+    said = " ".join(str(found[rank]) for rank in (0, 2))
+    assert "rank 1: it could not open its account (LedgerError)" in said
+
+
+def test_a_vector_that_changes_under_way_is_the_one_that_was_started(tmp_path: Path) -> None:
+    """Its norm was taken before: what came later would not be clipped."""
+
+    def act(reduce: PrivateReduce) -> Any:
+        values, out = np.zeros(1 << 16), np.empty(1 << 16)
+        work = reduce.start(values, out)
+        values[:] = 1e3
+        work.result()
+        return float(np.abs(out).max())
+
+    largest = on_ranks(2, act, tmp_path, promised=lambda _: promise(noise_multiplier=0.03))
+    assert max(largest) < 1.0

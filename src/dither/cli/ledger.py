@@ -87,9 +87,16 @@ def find_ledger(where: Path) -> tuple[Path, str | None]:
         )
     if where.is_file():
         return where, None
+    ranks = sorted(path.name for path in where.glob("rank-*.sqlite"))
+    if ranks:
+        raise LedgerError(
+            expected="the account of one rank",
+            got=f"a folder of {len(ranks)}: every rank's contributions are charged to its own",
+            fix=f"name one, for instance {where / ranks[0]}",
+        )
     raise LedgerError(
         expected="a run folder, a record store or a ledger file",
-        got=f"{where}, which is not there",
+        got=f"{where}, which is {'none of them' if where.exists() else 'not there'}",
         fix="name one, for instance runs/acs",
     )
 

@@ -83,11 +83,11 @@ def parse_trust(text: str) -> Trust:
     Raises:
         ConfigError: Anything else.
     """
-    match = _PATTERN.fullmatch(text.strip().lower())
+    match = _PATTERN.fullmatch(text.strip().lower()) if isinstance(text, str) else None
     if match is None:
         raise ConfigError(
             expected="a trust of central, local or distributed(t)",
             got=repr(text),
-            fix="name one of them, for instance --trust central",
+            fix="name one of them, for instance central or distributed(1)",
         )
     return Trust(match[1]) if match[1] else Trust("distributed", int(match[2]))

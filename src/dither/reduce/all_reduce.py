@@ -20,7 +20,26 @@ from dither.reduce.protections.keys import Authentication
 from dither.reduce.transports.torch_distributed import TorchDistributed
 
 _Options: TypeAlias = tuple[Any, ...]
-_open: WeakKeyDictionary[Any, dict[_Options, PrivateReduce]] = WeakKeyDictionary()
+
+
+@final
+class _Kept:
+    """What is open for one group, whose calls all go by one order.
+
+    Attributes:
+        lock: Of this group alone: to open a sum takes all ranks, which may be threads of one
+            process.
+        reduces: By options.
+        last: Whose calls may be under way.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.reduces: dict[_Options, PrivateReduce] = {}
+        self.last: PrivateReduce | None = None
+
+
+_open: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -37,7 +56,7 @@ class Work:
         """Wait for the sum and return the tensor that holds it.
 
         Raises:
-            ReduceError: There is no sum; the tensor is what it was.
+            ReduceError: There is no sum; what the tensor holds is of no use.
         """
         self._future.result()
         _put_back(self._tensor, self._flat)
@@ -84,7 +103,7 @@ def all_reduce(
         group: Process group, the default one if None, or any `Endpoint`.
         algorithm: Name of an algorithm, or auto.
         authentication: For the masks of ``distributed(t)``.
-        run: Name of the run in the ledger.
+        run: Name of the run in the ledger; name one of before to go on with its budget.
         async_op: Return a `Work` at once; the tensor is the sum's after ``wait()``.
 
     Returns:
@@ -94,13 +113,19 @@ def all_reduce(
         ConfigError: Another type of tensor, or options out of range; nothing was sent.
         MismatchError: Ranks differ in options, lengths or types; on all of them.
         BudgetExhaustedError: No call is left; on all ranks alike.
-        ReduceError: There is no sum; the tensor is what it was.
+        ReduceError: There is no sum; what the tensor holds is of no use.
     """
-    if tensor.dtype not in {torch.float32, torch.float64} or tensor.is_sparse:
+    if not isinstance(tensor, Tensor):
+        raise ConfigError(
+            expected="a tensor",
+            got=type(tensor).__name__,
+            fix="make it one with torch.as_tensor; the sum is written into it",
+        )
+    if tensor.dtype not in {torch.float32, torch.float64} or tensor.layout != torch.strided:
         raise ConfigError(
             expected="a dense tensor of float32 or float64",
-            got=f"{'sparse ' if tensor.is_sparse else ''}{tensor.dtype}",
-            fix="convert it with .float(): what cannot be protected is never sent",
+            got=f"{'' if tensor.layout == torch.strided else f'{tensor.layout} of '}{tensor.dtype}",
+            fix="convert it with .float() or .to_dense(): what cannot be protected is never sent",
         )
     promise = Promise(
         clip=clip,
@@ -110,11 +135,10 @@ def all_reduce(
         epsilon=epsilon,
         trust=parse_trust(trust),
     )
-    reduce = _find(group, promise, str(ledger), (run, algorithm, authentication))
+    reduce = _find(group, promise, ledger, (run, algorithm, authentication))
     flat = tensor.detach().to("cpu").contiguous().view(-1)
     if async_op:
-        values = flat.numpy().copy()
-        return Work(tensor, flat, reduce.start(values, flat.numpy()))
+        return Work(tensor, flat, reduce.start(flat.numpy(), flat.numpy()))
     reduce(flat.numpy(), flat.numpy())
     _put_back(tensor, flat)
     return tensor
@@ -124,23 +148,30 @@ def close_all_reduce() -> None:
     """Close what `all_reduce` keeps open: pools, shared memory, accounts."""
     with _lock:
         for kept in list(_open.values()):
-            for reduce in kept.values():
+            for reduce in kept.reduces.values():
                 reduce.close()
         _open.clear()
 
 
 def _find(
-    group: dist.ProcessGroup | Endpoint | None, promise: Promise, ledger: str, options: _Options
+    group: dist.ProcessGroup | Endpoint | None,
+    promise: Promise,
+    ledger: str | Path,
+    options: _Options,
 ) -> PrivateReduce:
     """Return what the first call with these options opened; open it where this is the first."""
     owner = group if group is not None else _default_group()
     run, algorithm, authentication = options
     with _lock:
-        kept = _open.setdefault(owner, {})
-        key = promise, ledger, run, algorithm, id(authentication)
-        if key not in kept:
+        kept = _open.setdefault(owner, _Kept())
+    with kept.lock:
+        key = promise, str(ledger), run, algorithm, authentication
+        reduce = kept.reduces.get(key)
+        if kept.last is not None and kept.last is not reduce:
+            kept.last.settle()  # messages of two sums over one group would mix
+        if reduce is None:
             endpoint = owner if isinstance(owner, Endpoint) else TorchDistributed(owner)
-            kept[key] = PrivateReduce(
+            reduce = kept.reduces[key] = PrivateReduce(
                 endpoint,
                 promise,
                 ledger=ledger,
@@ -148,7 +179,8 @@ def _find(
                 algorithm=algorithm,
                 authentication=authentication,
             )
-        return kept[key]
+        kept.last = reduce
+        return reduce
 
 
 def _default_group() -> Any:

@@ -5,7 +5,7 @@ link, time a byte added. Ranks stand host by host; those of a host that send to 
 its link. Links between hosts do not disturb each other, and what a rank computes does not overlap
 with what it sends: real networks are slower than the first, good programs faster than the second.
 
-Formulas: Thakur, Rabenseifner, Gropp 2005 (doi 10.1177/1094342005051521); Patarasu and Yuan 2009
+Formulas: Thakur, Rabenseifner, Gropp 2005 (doi 10.1177/1094342005051521); Patarasuk and Yuan 2009
 for the ring.
 """
 

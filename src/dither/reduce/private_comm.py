@@ -62,7 +62,7 @@ class PrivateComm:
         trust: ``local``, ``distributed(t)`` or ``central``.
         algorithm: Name of an algorithm, or auto.
         authentication: For the masks of ``distributed(t)``.
-        run: Name of the run in the ledger.
+        run: Name of the run in the ledger; name one of before to go on with its budget.
         timeout: Seconds that a call may wait for peers.
 
     Raises:
@@ -133,7 +133,7 @@ class PrivateComm:
         return self.size
 
     def epsilon(self) -> float:
-        """Return ε charged so far, from this rank's ledger."""
+        """Return ε charged so far by this run, from this rank's ledger."""
         return self._reduce.epsilon()
 
     def Allreduce(self, sendbuf: Any, recvbuf: Any, op: Any = None) -> None:  # noqa: N802
@@ -187,13 +187,20 @@ class PrivateComm:
         if op is not None and op != self._mpi.SUM:
             raise ConfigError(
                 expected="the operation SUM",
-                got=f"{op}",
+                got="another one",
                 fix="sum instead: maxima and the like show one rank's value and are never sent",
             )
         out = self._array(recvbuf)
         if sendbuf is self._mpi.IN_PLACE:
             return out, out
-        return self._array(sendbuf), out
+        values = self._array(sendbuf)
+        if values.dtype != out.dtype:
+            raise ConfigError(
+                expected=f"a receive buffer of {values.dtype}, as the send buffer",
+                got=str(out.dtype),
+                fix="use one type for both",
+            )
+        return values, out
 
     def _array(self, buffer: Any) -> _Array:
         array, kind = buffer, None
@@ -203,13 +210,16 @@ class PrivateComm:
         wanted = {"float32": self._mpi.FLOAT, "float64": self._mpi.DOUBLE}
         named = None if flat is None else wanted.get(flat.dtype.name)
         if flat is None or named is None or not array.flags.c_contiguous:
+            stripes = "strided " if flat is not None and not array.flags.c_contiguous else ""
             raise ConfigError(
                 expected="a contiguous numpy array of float32 or float64, or [array, MPI type]",
-                got=f"{type(array).__name__} of {getattr(array, 'dtype', 'no type')}",
+                got=f"{stripes}{type(array).__name__} of {getattr(array, 'dtype', 'no type')}",
                 fix="convert it: what cannot be protected is refused, never sent in clear",
             )
         if kind is not None and kind != named:
             raise ConfigError(
-                expected=f"the MPI type of {flat.dtype}", got=kind.Get_name(), fix="leave it out"
+                expected=f"the MPI type of {flat.dtype}",
+                got=kind.Get_name() if isinstance(kind, self._mpi.Datatype) else repr(kind),
+                fix="leave it out",
             )
         return flat

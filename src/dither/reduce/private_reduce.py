@@ -25,7 +25,6 @@ from dither.errors import (
 from dither.noise.key import Key
 from dither.noise.pool import FreshNoise, Noise, NoisePool
 from dither.privacy.account import Account
-from dither.privacy.events import Relation, Unit
 from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
 from dither.privacy.trust import LOCAL, Trust
@@ -35,6 +34,7 @@ from dither.reduce.endpoint import Endpoint
 from dither.reduce.protections.keys import Authentication
 from dither.reduce.protections.masked import Masks
 from dither.reduce.protections.private import BLOCK, Reduced, SharedMemoryReduced
+from dither.reduce.rank_ledger import open_rank_ledger
 from dither.reduce.transports.shared_memory import SharedMemory
 from dither.release.contribution import ContributionRelease, bound_lattice, contribution_plan
 from dither.release.transport import Transport
@@ -179,7 +179,7 @@ class PrivateReduce:
         """Start a call that goes on beside the caller's own work; calls run in their order.
 
         Args:
-            values: Not to be changed until the result is there.
+            values: Copied: what changes after its norm was taken would leave the ball.
             out: Not to be read until then.
 
         Raises:
@@ -191,11 +191,11 @@ class PrivateReduce:
             self._require_whole()
             if self._worker is None:
                 self._worker = ThreadPoolExecutor(1, thread_name_prefix="dither-reduce")
-            self._started = self._worker.submit(self._call, values, out)
+            self._started = self._worker.submit(self._call, values.copy(), out)
             return self._started
 
     def settle(self) -> None:
-        """Wait until all calls of `start` have ended, well or not: ranks keep one order of calls."""
+        """Wait until all calls of `start` have ended, well or not: calls keep one order."""
         if self._started is not None:
             wait([self._started])
 
@@ -286,17 +286,8 @@ class PrivateReduce:
         """Open this rank's account; where one cannot, all ranks say so."""
 
         def open_it() -> Account:
-            book = ledger
-            if not isinstance(book, Ledger):
-                path = Path(book) / f"rank-{self.endpoint.rank}.sqlite"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                book = Ledger.create(
-                    path,
-                    store=f"contributions of rank {self.endpoint.rank}",
-                    unit=Unit.RANK,
-                    relation=Relation.REPLACE_ONE,
-                    sensitive=True,
-                )
+            rank = self.endpoint.rank
+            book = ledger if isinstance(ledger, Ledger) else open_rank_ledger(ledger, rank)
             return Account(book, run or uuid.uuid4().hex, self.plan, lease=lease)
 
         return _on_all(self.endpoint, open_it, "open its account")
@@ -378,7 +369,7 @@ def _check(values: Any, out: Any) -> None:
     if out is not None and (out.size != values.size or not out.flags.writeable):
         raise ConfigError(
             expected=f"a writable result of {values.size} numbers",
-            got=str(out.size),
+            got=f"{'' if out.flags.writeable else 'a read-only one of '}{out.size}",
             fix="give out= the size of the values",
         )
     if out is not None and _overlap(values, out):

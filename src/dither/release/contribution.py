@@ -139,8 +139,16 @@ class ContributionRelease:
                 got=f"{values.size} and {out.size}",
                 fix="make a release for the larger dimension",
             )
-        values, factor = _clipped(values, self.account.plan.l2_clip)
+        finite, factor = _clipped(values, self.account.plan.l2_clip)
         self.account.charge(self.account.plan.event)
+        saturated = self._send(finite, out, factor)
+        if finite is not values:
+            _warn()  # not before: where warnings are errors, the others would wait, and so learn
+        return saturated
+
+    def _send(
+        self, values: Float[np.ndarray, " size"], out: Float[np.ndarray, " size"], factor: float
+    ) -> int:
         if isinstance(self._transport, FusedTransport):
             return self._transport.release(
                 values, out, lattice=self._lattice, noise=self._noise, factor=factor
@@ -154,7 +162,7 @@ class ContributionRelease:
         step = min(self._transport.block or values.size, values.size)
         message = np.empty(step, message_type(self._lattice))
         saturated = 0
-        for start in range(0, values.size, max(step, 1)):
+        for start in range(0, max(values.size, 1), max(step, 1)):
             part = values[start : start + step]
             room = message[: part.size]
             encoded = self._noise.encode(part, self._lattice, out=room, factor=factor)
@@ -174,13 +182,16 @@ def _clipped(
     try:
         return values, clip_factor(values, l2_clip)
     except ReleaseError:
-        warnings.warn(
-            "this rank's contribution is not finite and counts as zero: the other ranks must "
-            "not learn of it, but look at what it computed",
-            DitherWarning,
-            stacklevel=3,
-        )
         return np.zeros_like(values), 1.0
+
+
+def _warn() -> None:
+    warnings.warn(
+        "this rank's contribution is not finite and counts as zero: the other ranks must not "
+        "learn of it, but look at what it computed",
+        DitherWarning,
+        stacklevel=3,
+    )
 
 
 def _require_contributions(plan: Plan) -> None:

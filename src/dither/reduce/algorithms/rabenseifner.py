@@ -13,7 +13,7 @@ def rabenseifner(endpoint: Endpoint, buffer: Buffer) -> None:
 
     Rabenseifner 2004; Thakur et al. 2005, section 4.4.
 
-    - Steps: 2⌈log₂ R⌉, two more where R is no power of two.
+    - Steps: 2⌊log₂ R⌋, two more where R is no power of two.
     - Sent by each rank: 2(R - 1)/R·n bytes for R a power of two; up to 3n otherwise.
     - Seen by each rank: half of one message, a quarter of a sum of two, ..., and the result.
     - Floats: each element is added up a balanced tree by one rank, and copied from there.

@@ -13,8 +13,8 @@ def recursive_doubling(endpoint: Endpoint, buffer: Buffer) -> None:
 
     Thakur et al. 2005, section 4.2. The fewest steps: best for short messages.
 
-    - Steps: ⌈log₂ R⌉, two more where R is no power of two.
-    - Sent by each rank: ⌈log₂ R⌉·n bytes.
+    - Steps: ⌊log₂ R⌋, two more where R is no power of two.
+    - Sent by each rank: ⌊log₂ R⌋·n bytes, at most n more where R is no power of two.
     - Seen by each rank: its first partner's message, then sums of 2, 4, ... ranks, and the result.
     - Floats: added up a balanced tree, the same on all ranks because a + b = b + a.
     """

@@ -97,6 +97,10 @@ class Identity(Authentication):
     ) -> None:
         self._private = private_key
         self._directory = dict(directory)
+        self._names = (
+            private_key.public_key().public_bytes_raw(),
+            frozenset((rank, key.public_bytes_raw()) for rank, key in self._directory.items()),
+        )
 
     def prove(self, claim: bytes) -> bytes:
         """Sign it."""
@@ -111,6 +115,13 @@ class Identity(Authentication):
         except InvalidSignature:
             return f"rank {rank}'s signature is not by its identity key, or somebody stands between"
         return None
+
+    def __eq__(self, other: object) -> bool:
+        """Compare keys: a call that makes one anew means the same group."""
+        return isinstance(other, Identity) and self._names == other._names
+
+    def __hash__(self) -> int:
+        return hash(self._names)
 
     def __repr__(self) -> str:
         return f"<Identity, directory of {len(self._directory)} ranks>"
@@ -151,6 +162,13 @@ class ClusterSecret(Authentication):
     def material(self) -> bytes:
         """The secret: without it a broken shared secret does not tell the key."""
         return _derive(self._key, b"", b"material")
+
+    def __eq__(self, other: object) -> bool:
+        """Compare secrets, in constant time: a call that makes one anew means the same group."""
+        return isinstance(other, ClusterSecret) and hmac.compare_digest(self._key, other._key)
+
+    def __hash__(self) -> int:
+        return hash(_derive(self._key, b"", b"hash"))
 
     def __repr__(self) -> str:
         return "<ClusterSecret>"
@@ -208,10 +226,17 @@ def agree_keys(
             and authenticated under a key of theirs.
 
     Raises:
+        ConfigError: Something else as authentication.
         MismatchError: On all ranks: settings or kinds of authentication differ.
         ReduceError: On all ranks: a proof or a public key is wrong; names the rank.
         PeerError: A rank is dead, or does not come in time.
     """
+    if not isinstance(authentication, Authentication | None):
+        raise ConfigError(
+            expected="an Identity, a ClusterSecret or no authentication",
+            got=type(authentication).__name__,
+            fix="for a secret of bytes, pass ClusterSecret(secret)",
+        )
     shown = authentication or _Nobody()
     session = _Session(endpoint, {"purpose": purpose, **settings}, shown)
     proofs = gather(endpoint, shown.prove(session.claim(endpoint.rank)))

@@ -21,6 +21,7 @@ from dither.reduce.algorithms.auto import current_table
 from dither.reduce.algorithms.registry import find_algorithm, sum_over
 from dither.reduce.endpoint import Endpoint
 from dither.reduce.protections.masked import Masks
+from dither.reduce.small import consent
 from dither.reduce.transports.shared_memory import SharedMemory
 from dither.release.transport import FusedTransport, Transport
 
@@ -93,6 +94,8 @@ class Reduced(Transport):
             )
         )
         if self.masks is None:
+            if message.size == 0:  # nothing travels, and the ranks shall still meet
+                consent(self.endpoint, None)
             sum_over(self.endpoint, message, self.algorithm)
             return message
         try:

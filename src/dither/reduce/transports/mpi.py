@@ -95,7 +95,10 @@ class Mpi(Endpoint):
         """Receive."""
         if out.size:
             self._run(
-                lambda: [self._comm.Irecv(self._bytes(out), source, _TAG)], [out], f"rank {source}"
+                lambda: [self._comm.Irecv(self._bytes(out), source, _TAG)],
+                [out],
+                f"rank {source}",
+                out,
             )
 
     def exchange(self, to: int, message: Buffer, source: int, out: Buffer) -> None:
@@ -111,7 +114,7 @@ class Mpi(Endpoint):
 
         if out.size or message.size:
             peers = f"rank {to}" if to == source else f"rank {to} or {source}"
-            self._run(post, [message, out], peers)
+            self._run(post, [message, out], peers, out)
 
     def all_reduce(self, buffer: Buffer) -> bool:
         """Sum by MPI_Iallreduce: integers as unsigned ones, whose sums C defines modulo 2^bits.
@@ -139,24 +142,49 @@ class Mpi(Endpoint):
     def _bytes(self, buffer: Buffer) -> list[Any]:
         return [buffer, buffer.nbytes, self._mpi.BYTE]
 
-    def _run(self, post: Callable[[], list[Any]], buffers: list[Buffer], peers: str) -> None:
-        """Post requests and wait until they are done or it takes too long."""
+    def _run(
+        self,
+        post: Callable[[], list[Any]],
+        buffers: list[Buffer],
+        peers: str,
+        out: Buffer | None = None,
+    ) -> None:
+        """Post requests, of them what fills ``out`` first, and wait until they are done."""
         check_whole(self._broken)
+        requests: list[Any] = []
         try:
             requests = post()
-            done = wait_until(lambda: bool(self._mpi.Request.Testall(requests)), self._timeout)
-        except self._mpi.Exception as error:
-            self._fail(peers, str(error), error)
+            states = [self._mpi.Status() for _ in requests]
+            done = wait_until(
+                lambda: bool(self._mpi.Request.Testall(requests, states)), self._timeout
+            )
+        except BaseException as error:
+            # An interrupt too: what comes to lie in memory that MPI still reads would be sent.
+            self._abandon(requests, buffers, str(error) or type(error).__name__)
+            if isinstance(error, self._mpi.Exception):
+                self._fail(peers, error)
+            raise
         if not done:
-            _unfinished.append((requests, buffers))
-            self._fail(peers, f"no answer within {self._timeout:g} s")
+            self._abandon(requests, buffers, f"no answer within {self._timeout:g} s")
+            self._fail(peers)
+        if out is not None and out.size:
+            self._require_whole(states[0].Get_count(self._mpi.BYTE), out.nbytes, peers)
 
-    def _fail(self, peers: str, reason: str, cause: BaseException | None = None) -> NoReturn:
+    def _require_whole(self, arrived: int, wanted: int, peers: str) -> None:
+        """Refuse a message that is too short, which MPI takes: the rest is memory of before."""
+        if arrived != wanted:
+            self._abandon([], [], f"a message of {arrived} bytes where {wanted} were due")
+            self._fail(peers)
+
+    def _abandon(self, requests: list[Any], buffers: list[Buffer], reason: str) -> None:
+        _unfinished.append((requests, buffers))
         self._broken = reason
         atexit.register(_abort, self._mpi)
+
+    def _fail(self, peers: str, cause: BaseException | None = None) -> NoReturn:
         raise PeerError(
             expected=f"{peers} to answer rank {self._rank}",
-            got=reason,
+            got=str(self._broken),
             fix="look at the other ranks' own errors; end the program, then start it anew",
         ) from cause
 

@@ -130,7 +130,8 @@ class TorchDistributed(Endpoint):
         # Both sides know the size, so nothing need travel for nothing.
         if out is not None and out.size:
             incoming = _as_bytes(out)
-            staged = incoming if self._on_host else torch.empty_like(incoming, device=self._device)
+            incoming.zero_()  # gloo takes a shorter message: the rest must not be memory of before
+            staged = incoming if self._on_host else torch.zeros_like(incoming, device=self._device)
             operations.append(self._operation(dist.irecv, staged, source))
             peers.append(f"rank {source}")
         if message is not None and message.size:
@@ -161,9 +162,13 @@ class TorchDistributed(Endpoint):
             for waiting, work in zip(names, works, strict=True):  # noqa: B007 - named in the error
                 rest = max(deadline - time.monotonic(), 1e-3)
                 work.wait(dt.timedelta(seconds=rest))
-        except RuntimeError as error:
+        except BaseException as error:
+            # An interrupt too: what comes to lie in memory that gloo still reads would be sent.
             _unfinished.append((works, tensors))
-            self._fail(waiting, error)
+            self._broken = type(error).__name__
+            if isinstance(error, RuntimeError):
+                self._fail(waiting, error)
+            raise
 
     def _fail(self, peers: str, error: RuntimeError) -> NoReturn:
         self._broken = _reason(error)
