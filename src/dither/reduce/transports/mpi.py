@@ -21,6 +21,8 @@ _SPIN_SECONDS = 2e-4
 _YIELD_SECONDS = 5e-3
 _LONGEST_SLEEP = 1e-3
 _TAG = 1
+# Seconds for the launcher to carry on what this process printed: abort would cut it off.
+_LAST_WORDS = 0.5
 
 # Requests that will never be complete, and what they point to: MPI may still write there.
 _unfinished: list[tuple[list[Any], list[Buffer]]] = []
@@ -200,6 +202,7 @@ def _abort(mpi: Any) -> None:
     if not mpi.Is_finalized():
         sys.stdout.flush()
         sys.stderr.flush()
+        time.sleep(_LAST_WORDS)
         mpi.COMM_WORLD.Abort(1)
 
 
