@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dither.clipping.clipping import NORM_EDGES, ClippedSum, Clipping
-from dither.clipping.engine import clipped_sum
+from dither.clipping.engine import ClippingEngine, clipped_sum
 from dither.clipping.loss import per_example
 from dither.errors import ConfigError, ModelError
 from dither.noise.entropy import InsecureSeed, OsEntropy
@@ -280,6 +282,36 @@ def test_nothing_is_left_on_the_model() -> None:
     run(model, make_batch(10))
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+
+
+def test_activations_end_with_their_chunk() -> None:
+    """Not at the garbage collector's next visit: until then each chunk would need fresh memory."""
+    model = make_mlp()
+    engine = ClippingEngine(
+        model, per_example(nn.CrossEntropyLoss()), Clipping(CLIP, microbatch_size=8), OsEntropy()
+    )
+    engine(make_batch(32), ticket())  # with its checks
+    seen: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def watch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        alive.append(sum(one() is not None for one in seen))
+        seen.append(weakref.ref(inputs[0]))
+
+    *_, last = (module for module in model.modules() if isinstance(module, nn.Linear))
+    last.register_forward_pre_hook(watch)  # what it is given is recorded for its weight
+    for _ in range(2):  # the second call is checked anew, the third is not
+        seen.clear()
+        alive.clear()
+        gc.collect()
+        gc.disable()
+        try:
+            engine(make_batch(32), ticket())
+        finally:
+            gc.enable()
+    assert len(seen) == 4
+    assert max(alive) <= 1  # of the chunk before, while the next one starts
+    assert not any(one() is not None for one in seen)
 
 
 def test_sensitivity_follows_the_relation() -> None:

@@ -21,6 +21,9 @@ order of calls, or state of masks                      ranks raise the same `Mis
                                                        where the caller seals (`Call.seal`)
 =====================================================  ===========================================
 
+gloo does not tell what size came: there known terms of two sizes are noticed only behind masks, by
+the seal; else the sum is wrong, though every message in it was protected and charged.
+
 So known terms cost no message: a look into a table and one hash a call.
 `Agreement(every_call=True)` agrees before each call instead, in ⌈log₂ R⌉ small messages, and then
 all of the above is noticed before anything is charged or sent.
