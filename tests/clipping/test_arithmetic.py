@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,8 @@ from dither.clipping import arithmetic
 from dither.clipping.arithmetic import (
     LARGEST_NORM,
     ROWS,
+    Additions,
+    Write,
     countable,
     lengths,
     required_slack,
@@ -31,9 +35,9 @@ def total_of(gradient: Tensor, factors: Tensor, *, exact: bool) -> Tensor:
 def blocks_of(gradient: Tensor, factors: Tensor) -> list[Tensor]:
     found: list[Tensor] = []
 
-    def block(rows: int, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, float]:
+    def block(rows: int, shape: tuple[int, ...], like: Tensor, write: Write) -> None:
         found.append(like.new_empty(shape))
-        return found[-1], 0.0
+        write(found[-1])
 
     assert not list(weighted_rows(gradient, factors, exact=False, block=block))
     return found
@@ -58,6 +62,43 @@ def test_crafted_rows_in_one_block_stay_within_the_bound(relation: Relation) -> 
     (found,) = blocks_of(gradient, torch.ones(ROWS, dtype=torch.float64))
     error = float((found - gradient.double().sum(0)).norm()) / 32.0  # each row's norm is 32 at most
     assert 0.0 < error <= required_slack(relation, 4096) / 2
+
+
+@pytest.mark.parametrize("relation", STAYS)
+def test_crafted_blocks_added_up_in_float32_stay_within_the_bound(relation: Relation) -> None:
+    """The first row is large and the others are lost to it, in its block and in all that follow."""
+    blocks = most_blocks(ROWS)
+    gradient = torch.full((blocks * ROWS, 1), 2.0**-25).repeat(1, 1 << 17)
+    gradient[0] = 1.0
+    ones = torch.ones(blocks * ROWS, dtype=torch.float64)
+    total = Sum(torch.empty(1 << 17), Workspace(), exact=False)
+    Dense(gradient).add_to(total, ones)
+    assert total.result().dtype == torch.float32  # none of it went through float64
+    lost = float((total.result().double() - gradient.double().sum(0)).norm())
+    assert 0.0 < lost <= required_slack(relation, 4096) / 2 * 2.0**8.5  # C is the largest norm
+
+
+def most_blocks(rows: int) -> int:
+    additions, blocks = Additions.first(rows), 1
+    while additions.more(rows).fit:
+        additions, blocks = additions.more(rows), blocks + 1
+    return blocks
+
+
+@pytest.mark.parametrize("rows", [1, 7, ROWS // 2, ROWS])
+def test_blocks_beyond_what_the_slack_covers_go_into_float64(rows: int) -> None:
+    """Bounds from the definition: additions t = 1 ... a to totals of N_t rows."""
+    blocks = most_blocks(rows)
+    totals = [rows * count for count in range(2, blocks + 1)]
+    spread = 2.0 * math.sqrt(sum(totals) * len(totals) * totals[-1]) * 2.0**-24
+    within = math.sqrt(2.0) * ROWS * (ROWS + 3) * 2.0**-24
+    assert spread + within <= required_slack(Relation.ZERO_OUT, 1) <= 2e-3
+    sums = Sum(torch.empty(1 << 17), Workspace(), exact=False)
+    block = torch.ones(rows, 1 << 17)
+    for _ in range(blocks + 1):
+        Dense(block).add_to(sums, torch.ones(rows, dtype=torch.float64))
+    assert sums.result().dtype == torch.float64
+    assert float(sums.result()[0]) == rows * (blocks + 1)
 
 
 def test_a_block_does_not_disturb_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,17 @@
 
 Removing one record must not move the *computed* sum by much more than C (PRIVACY-REVIEW A4). Three
 things hold that: every example's gradient rounds by itself; norms are taken in short blocks or in
-float64; products over examples are added up in float32 over `ROWS` rows at most and in float64
-beyond, or in float64 altogether where a missing record moves the others (``add_remove``).
+float64; products over examples are added up in float32 over `ROWS` rows at most, such blocks in
+float32 as far as `Additions` fit, and in float64 beyond, or in float64 altogether where a missing
+record moves the others (``add_remove``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -18,22 +21,54 @@ from torch import Tensor
 
 from dither.privacy.events import Relation
 
-# Gives a float32 total for so many rows more, of a shape and like a tensor, and what its present
-# content counts: 1, or 0 where it is new; see `sums.Sum.block`.
-Block: TypeAlias = Callable[[int, tuple[int, ...], Tensor], tuple[Tensor, float]]
+# Adds a float32 product over so many rows, of a shape and like a tensor, which a function writes;
+# see `sums.Sum.add_block`.
+Write: TypeAlias = Callable[[Tensor], object]
+Block: TypeAlias = Callable[[int, tuple[int, ...], Tensor, Write], None]
 
 # Gives a buffer for a use, of a shape and like a tensor; see `sums.Workspace.take`.
 Room: TypeAlias = Callable[[str, tuple[int, ...], Tensor], Tensor]
 
-ROWS = 128
+ROWS = 96
+_SPREAD = 9680.0  # of `Additions` in float32: twelve full blocks
 # Beyond this, products in float32 come near its ends, where rounding is no longer relative.
 LARGEST_NORM = 1e18
 _NORM_BLOCK = 256
 TINY = 1e-15  # below it, squares of float32 begin to vanish
 _SMALL = 1 << 16  # numbers, below which float64 costs nothing
 _SIDE_BY_SIDE = 1 << 19  # numbers of block totals that are cheap to hold
+_SHORT = 1 << 16  # numbers of one total that a call of its own would not be worth
 _UNIT = 2.0**-24  # rounding unit of float32
 _DOUBLE_UNIT = 2.0**-53
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What one float32 total has taken up, block after block.
+
+    Attributes:
+        count: a, additions; the first block is none.
+        rows: Examples in the total.
+        touched: Σ N_t, examples in the total after each addition, added up.
+    """
+
+    count: int
+    rows: int
+    touched: int
+
+    @classmethod
+    def first(cls, rows: int) -> Additions:
+        """Return a total of one block."""
+        return cls(0, rows, 0)
+
+    def more(self, rows: int) -> Additions:
+        """Return it with another block added."""
+        return Additions(self.count + 1, self.rows + rows, self.touched + self.rows + rows)
+
+    @property
+    def fit(self) -> bool:
+        """Whether `required_slack` covers their rounding."""
+        return self.touched * self.count * self.rows <= _SPREAD**2
 
 
 def fresh(use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:  # noqa: ARG001
@@ -44,11 +79,19 @@ def fresh(use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:  # noqa: AR
 def required_slack(relation: Relation, expected_batch_size: float) -> float:
     """Return how far rounding can carry neighbouring sums beyond C, as a share of C.
 
-    A norm over blocks of n squares errs by at most n·u/2, a product of two by n·u. In a float32 sum
-    of n products each passes at most n + 1 roundings, whatever their order, so it errs by at most
-    n·(n + 1)·u·C in L2, and two neighbouring sums by twice that. Under ``zero_out`` and
-    ``replace_one`` the record's place in the batch stays, so only its own block of 128 rows rounds
-    differently. Under ``add_remove`` all rows after it move, so sums are float64 throughout
+    A norm over blocks of n squares errs by at most n·u/2, a product of two by n·u. Under
+    ``zero_out`` and ``replace_one`` the record's place in the batch stays, so two neighbouring sums
+    round differently only at its own product and where a total that holds it is added to, and each
+    such addition of coordinate p errs by u·|partial total|.
+
+    Let d_ip be how many of those additions hold x_ip, example i's coordinate. For any order of a
+    sum over n rows Σ_i d_ip ≤ n(n + 1)/2 =: s and d_ip ≤ n, so by Cauchy-Schwarz
+    Σ_p (Σ_i d_ip |x_ip|)² ≤ s Σ_ip d_ip x_ip² ≤ s·n·n·C², though every coordinate may have an order
+    of its own: the errors of both sums are at most √2·n·√(n(n + 1))·u·C in L2, with the products
+    themselves less than √2·(n² + 3n)·u·C. Blocks added one after the other, a additions to totals
+    of N_1 < ... < N_a rows, likewise add at most 2·√(Σ N_t · a · N_a)·u·C (`Additions`).
+
+    Under ``add_remove`` all rows after the record move, so sums are float64 throughout
     (`Sum.exact`).
 
     Args:
@@ -59,7 +102,8 @@ def required_slack(relation: Relation, expected_batch_size: float) -> float:
     if needs_exact_sums(relation):
         product, additions = 0.0, largest
     else:
-        product, additions = 2.0 * ROWS * (ROWS + 1) * _UNIT, largest / ROWS + 1.0
+        product = (math.sqrt(2.0) * ROWS * (ROWS + 3) + 2.0 * _SPREAD) * _UNIT
+        additions = largest / ROWS + 1.0
     return _NORM_BLOCK * _UNIT + product + 2.0 * largest * additions * _DOUBLE_UNIT
 
 
@@ -122,8 +166,8 @@ def weighted_rows(
         weights = narrow[:whole].view(-1, 1, ROWS)
         yield _side_by_side(weights, gradient[:whole].view(-1, ROWS, gradient.shape[1]), room)[0]
     for part, weights in _blocks(gradient[whole:], narrow[whole:]):
-        total, beta = block(part.shape[0], (part.shape[1],), part)
-        torch.addmv(total, part.t(), weights, beta=beta, out=total)
+        write = partial(_write_rows, part, weights)
+        block(part.shape[0], (part.shape[1],), part, write)
 
 
 def weighted_products(
@@ -148,8 +192,16 @@ def weighted_products(
         ones, others = (x[:whole].view(-1, ROWS, x.shape[1]) for x in (scaled, right))
         yield _side_by_side(ones.transpose(1, 2), others, room)
     for one, other in _blocks(scaled[whole:], right[whole:]):
-        total, beta = block(one.shape[0], (one.shape[1], other.shape[1]), one)
-        torch.addmm(total, one.t(), other, beta=beta, out=total)
+        write = partial(_write_product, one, other)
+        block(one.shape[0], (one.shape[1], other.shape[1]), one, write)
+
+
+def _write_rows(part: Tensor, weights: Tensor, out: Tensor) -> None:
+    torch.mv(part.t(), weights, out=out)
+
+
+def _write_product(one: Tensor, other: Tensor, out: Tensor) -> None:
+    torch.mm(one.t(), other, out=out)
 
 
 def _side_by_side(left: Tensor, right: Tensor, room: Room) -> Tensor:
@@ -163,7 +215,8 @@ def _side_by_side(left: Tensor, right: Tensor, room: Room) -> Tensor:
 def _whole_blocks(rows: int, size: int) -> int:
     """Return how many rows go in one call, whole blocks side by side; 0 where totals are large."""
     blocks = rows // ROWS
-    return blocks * ROWS if blocks > 1 and blocks * size <= _SIDE_BY_SIDE else 0
+    short = size <= _SHORT and blocks * size <= _SIDE_BY_SIDE
+    return blocks * ROWS if blocks > 1 and short else 0
 
 
 def _blocks(one: Tensor, other: Tensor, rows: int = ROWS) -> Iterator[tuple[Tensor, Tensor]]:

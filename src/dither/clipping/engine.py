@@ -18,6 +18,7 @@ from dither.clipping.batches import Batch, as_batch, chunk_rows, chunks, with_ro
 from dither.clipping.clipping import ClippedSum, Clipping, Diagnostics
 from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss, squared_norms
 from dither.clipping.leaks import check_nothing_new, kept_tensors
+from dither.clipping.pages import keep_freed_pages
 from dither.clipping.randomness import NoRandomness, generators, secret_generators
 from dither.clipping.styles import Automatic, Flat, PerLayer, Squares
 from dither.clipping.sums import Sum, Totals, Workspace
@@ -117,6 +118,7 @@ class ClippingEngine:
         self._calls = 0
         self._ambiguous: set[int] = set()
         self._workspace = Workspace()
+        keep_freed_pages()
         self._sums: dict[str, Sum] = {}
         self._totals = Totals()
 
@@ -128,8 +130,8 @@ class ClippingEngine:
             ticket: How the batch was sampled.
 
         Returns:
-            The sum over all trainable parameters, zeros where the batch is empty: float32 where 128
-            examples at most were added up, float64 else; tables of which few rows were touched as
+            The sum over all trainable parameters, zeros where the batch is empty: float32 where few
+            blocks of examples were added up, float64 else; tables of which few rows were touched as
             coalesced sparse tensors. It is good until the engine's next batch.
 
         Raises:

@@ -91,7 +91,7 @@ class Dense:
             self.gradient,
             factors,
             exact=total.exact,
-            block=partial(total.block, self.turned),
+            block=partial(total.add_block, self.turned),
             room=total.workspace.take,
         ):
             total.add(part if self.turned is None else part.view(self.turned).t())
@@ -137,7 +137,7 @@ class Outer:
             self.right,
             factors,
             exact=total.exact,
-            block=partial(total.block, None),
+            block=partial(total.add_block, None),
             room=total.workspace.take,
         ):
             total.add(part)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from dither.clipping.arithmetic import ROWS
+from dither.clipping.arithmetic import Additions, Write
 from dither.errors import ReleaseError
 
 _STEP = 1 << 18  # numbers widened at a time
@@ -50,8 +50,8 @@ class Sum:
         self._device = like.device
         self._dense: Tensor | None = None
         self._started = False
-        self._block: Tensor | None = None
-        self._block_rows = 0
+        self._blocks: Tensor | None = None
+        self._taken: Additions | None = None
         self._turned: tuple[int, int] | None = None
         self._places: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -59,7 +59,7 @@ class Sum:
     def restart(self) -> None:
         """Forget the total, keep its memory."""
         self._started = False
-        self._block_rows = 0
+        self._taken = None
         self._places.clear()
         self._values.clear()
 
@@ -83,42 +83,50 @@ class Sum:
             wide = self.workspace.take("wide", (piece.numel(),), sums)
             piece.add_(wide.copy_(parts[start : start + _STEP]))
 
-    def block(
+    def add_block(
         self,
         turned: tuple[int, int] | None,
         rows: int,
         shape: tuple[int, ...],
         like: Tensor,
-    ) -> tuple[Float[Tensor, ...], float]:
-        """Return a float32 total to add so many rows to, and what its content counts: 0 if new.
+        write: Write,
+    ) -> None:
+        """Add a float32 product over few rows.
 
-        One total takes `ROWS` rows, over chunks too; then it goes into the float64 one.
+        Blocks are added up in float32, over chunks too, as long as these `Additions` fit; then
+        their total goes into the float64 one.
 
         Args:
             turned: Shape of a matrix added as its transpose.
-            rows: At most `ROWS`.
-            shape: To view the total in.
+            rows: Examples in it, at most `ROWS`.
+            shape: Of the product.
             like: Type and device.
+            write: Writes it where it is told to.
         """
-        if self._block_rows and (self._block_rows + rows > ROWS or turned != self._turned):
+        if self._taken and (turned != self._turned or not self._taken.more(rows).fit):
             self._flush()
-        if self._block is None or self._block.dtype != like.dtype:
-            self._block = like.new_empty(self._shape.numel())
-        beta = 1.0 if self._block_rows else 0.0
-        self._block_rows += rows
-        self._turned = turned
-        return self._block.view(shape), beta
+        if self._blocks is None or self._blocks.dtype != like.dtype:
+            self._blocks = like.new_empty(self._shape.numel())
+        total = self._blocks.view(shape)
+        if self._taken:
+            block = self.workspace.take("block", shape, like)
+            write(block)
+            total.add_(block)
+            self._taken = self._taken.more(rows)
+        else:
+            write(total)
+            self._taken, self._turned = Additions.first(rows), turned
 
     def _flush(self) -> None:
-        if self._block_rows:
+        if self._taken:
             self.add(self._finished())
-            self._block_rows = 0
+            self._taken = None
 
     def _finished(self) -> Tensor:
-        assert self._block is not None  # noqa: S101 - it has rows
+        assert self._blocks is not None  # noqa: S101 - it has rows
         if self._turned is None:
-            return self._block.view(self._shape)
-        return self._block.view(self._turned).t().reshape(self._shape)
+            return self._blocks.view(self._shape)
+        return self._blocks.view(self._turned).t().reshape(self._shape)
 
     def add_rows(
         self, places: Int64[Tensor, " entries"], values: Float64[Tensor, "entries width"]
@@ -132,8 +140,8 @@ class Sum:
         return self.workspace.take(f"rows {id(self)} {len(self._values)}", shape, like)
 
     def result(self) -> Float[Tensor, ...]:
-        """Return the total: float32 where one block holds it, sparse where only rows were added."""
-        if self._block_rows and not self._started and not self._places:
+        """Return the total: float32 where blocks alone hold it, sparse where rows alone do."""
+        if self._taken and not self._started and not self._places:
             return self._finished()
         self._flush()
         if not self._places:
