@@ -378,7 +378,7 @@ class BenchConfig:
 
     Attributes:
         name: noise, train, clip, allreduce, or list, which says what they measure.
-        json: Write the result here as JSON; - is standard output.
+        json: Write the result here as JSON; - or no name is standard output.
         full: More cases and repeats.
         cases: Only these cases, of a bench that can choose: clip, allreduce.
         tune: allreduce: measure all algorithms here and write the table that auto reads.

@@ -89,3 +89,9 @@ def test_a_figure_that_cannot_be_written_is_said(
     figure = tmp_path / "no" / "where.svg"
     assert main(["bench", "allreduce", "--simulate", "2", "--figure", str(figure)]) == 2
     assert "a place to write" in " ".join(capsys.readouterr().err.split())
+
+
+def test_json_without_a_file_is_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--simulate", "2", "--json"], ["--json", "--simulate", "2"]):
+        assert main(["bench", "allreduce", *words]) == 0
+        assert json.loads(capsys.readouterr().out)["bench"] == "allreduce"

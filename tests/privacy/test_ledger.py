@@ -15,8 +15,10 @@ from dp_accounting import pld
 from tests.privacy.conftest import RUN
 
 from dither.errors import BudgetExhaustedError, LedgerBehindError, LedgerError
+from dither.privacy.accountant import epsilon
 from dither.privacy.events import Gaussian, NonPrivate, Relation, SampledGaussian, Unit
 from dither.privacy.ledger import Head, Ledger
+from dither.privacy.ledger_entries import releases
 from dither.privacy.ledger_file import entry_hash
 from dither.privacy.plan import Plan
 
@@ -61,6 +63,33 @@ def test_limit_is_granted_in_part_and_never_exceeded(ledger: Ledger) -> None:
         ledger.charge(RUN, EVENT, 1, limit=5)
     assert ledger.head() == before
     assert ledger.charge("another", EVENT, 9, limit=5) == 5
+
+
+def test_what_a_lease_has_left_can_be_returned(ledger: Ledger) -> None:
+    other = Gaussian(2.0)
+    assert ledger.charge(RUN, EVENT, 8, limit=20) == 8
+    assert ledger.charge(RUN, EVENT, 8, limit=20) == 8
+    assert ledger.charge(RUN, other, 2, limit=20) == 2
+    ledger.give_back(RUN, EVENT, 9)
+    assert ledger.charged(RUN) == 9
+    assert ledger.events(RUN) == [(EVENT, 7), (other, 2)]
+    assert [entry.kind for entry in ledger.entries()] == ["lease", "lease", "lease", "returned"]
+    assert releases(ledger.entries()) == 9
+    assert ledger.charge(RUN, EVENT, 20, limit=20) == 11  # and used by somebody else
+    only = epsilon([(EVENT, 7), (other, 2), (EVENT, 11)], 1e-6, Relation.ZERO_OUT)
+    assert ledger.epsilon(1e-6, RUN) == pytest.approx(only)
+
+
+@pytest.mark.parametrize("count", [4, -1])
+def test_no_more_is_returned_than_was_charged(ledger: Ledger, count: int) -> None:
+    ledger.charge(RUN, EVENT, 3, limit=5)
+    ledger.charge("another", EVENT, 5, limit=5)
+    ledger.charge(RUN, Gaussian(2.0), 2, limit=5)
+    before = ledger.head()
+    with pytest.raises(LedgerError, match="at most the 3 releases"):
+        ledger.give_back(RUN, EVENT, count)
+    ledger.give_back(RUN, EVENT, 0)
+    assert ledger.head() == before
 
 
 def test_epsilon_is_dp_accountings_for_the_same_events(ledger: Ledger) -> None:

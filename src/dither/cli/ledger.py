@@ -13,7 +13,8 @@ from rich.table import Table
 from dither.config import LedgerConfig
 from dither.errors import LedgerError
 from dither.privacy.events import event_to_json
-from dither.privacy.ledger import Entry, Ledger
+from dither.privacy.ledger import Ledger
+from dither.privacy.ledger_entries import Entry, releases
 
 
 def run(config: LedgerConfig) -> None:
@@ -59,7 +60,7 @@ def _runs(ledger: Ledger, delta: float) -> list[dict[str, Any]]:
         {
             "id": name,
             "started": entries[0].time,
-            "releases": sum(entry.count for entry in entries if entry.kind == "lease"),
+            "releases": releases(entries),
             "epsilon": _finite(ledger.epsilon(delta, name)),
         }
         for name, entries in by_name.items()

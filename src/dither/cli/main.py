@@ -61,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         print(__version__)
         return 0
-    options: Any = tyro.cli(_Command, prog="dither", description=_DESCRIPTION, args=words)
+    options: Any = tyro.cli(
+        _Command, prog="dither", description=_DESCRIPTION, args=_with_standard_output(words)
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries' own, of no use to a user
@@ -79,6 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("stopped; what was charged stays charged")
         return 130
     return 0
+
+
+def _with_standard_output(words: list[str]) -> list[str]:
+    """Let a bench's ``--json`` without a file mean standard output, as ``--json -`` does."""
+    if words[:1] != ["bench"] or "--json" not in words:
+        return words
+    after = words.index("--json") + 1
+    bare = after == len(words) or words[after].startswith("--")
+    return [*words[:after], "-", *words[after:]] if bare else words
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

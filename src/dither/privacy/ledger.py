@@ -8,85 +8,32 @@ changed or missing entry shows; ε is never stored, always recomputed from the e
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import json
 import secrets
 import sqlite3
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dither.errors import BudgetExhaustedError, LedgerBehindError, LedgerError
 from dither.privacy.accountant import epsilon, epsilon_rdp
-from dither.privacy.events import (
-    Event,
-    NonPrivate,
-    Relation,
-    Unit,
-    event_from_json,
-    event_to_json,
+from dither.privacy.events import Event, NonPrivate, Relation, Unit
+from dither.privacy.ledger_entries import (
+    FORMAT,
+    Entry,
+    Head,
+    Header,
+    charged_by,
+    event_text,
+    head_of,
+    net,
+    now,
+    read_entries,
+    read_header,
 )
 from dither.privacy.ledger_file import SCHEMA, connect, entry_hash, header_hash
-
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Header:
-    """Whose account this is. One relation and one unit per account.
-
-    Attributes:
-        store: Content hash (or the user's name) of the records.
-        unit: Unit of privacy.
-        relation: Neighbouring relation.
-        sensitive: Whether unprotected runs must be forced.
-        created: Time of creation, ISO 8601, UTC.
-        id: Random name of the account, which may be published.
-        salt: Random and secret: with it in the chain, published hashes tell nothing of the store.
-    """
-
-    store: str
-    unit: Unit
-    relation: Relation
-    sensitive: bool
-    created: str
-    id: str
-    salt: str
-
-
-@dataclass(frozen=True)
-class Head:
-    """The ledger's last entry, as a checkpoint remembers it."""
-
-    sequence: int
-    hash: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the account.
-
-    Attributes:
-        sequence: Number in the chain, from 1.
-        time: When it was written, ISO 8601, UTC.
-        run: Which run is charged.
-        kind: ``plan`` (a promise, charges nothing), ``lease`` or ``non_private``.
-        event: What one release costs; None for a plan.
-        count: How many releases are charged.
-        detail: Public facts for the auditor (plan, code version, reason).
-        hash: Of this entry and the one before.
-    """
-
-    sequence: int
-    time: str
-    run: str
-    kind: str
-    event: Event | None
-    count: int
-    detail: dict[str, Any]
-    hash: str
 
 
 class Ledger:
@@ -119,7 +66,7 @@ class Ledger:
             LedgerLockedError: Another process holds it.
         """
         header = Header(
-            store, unit, relation, sensitive, _now(), uuid.uuid4().hex, secrets.token_hex(32)
+            store, unit, relation, sensitive, now(), uuid.uuid4().hex, secrets.token_hex(32)
         )
         with connect(path, busy_seconds, create=True) as database:
             database.execute("BEGIN IMMEDIATE")
@@ -149,14 +96,14 @@ class Ledger:
             LedgerLockedError: Another process holds it.
         """
         with connect(path, busy_seconds) as database:
-            header = _read_header(database, path)
+            header = read_header(database, path)
             if store is not None and header.store != store:
                 raise LedgerError(
                     expected=f"the ledger of store {store[:16]}",
                     got=f"that of store {header.store[:16]} in {path}",
                     fix="give the --ledger that belongs to these records",
                 )
-            for _ in _read_entries(database, path):
+            for _ in read_entries(database, path):
                 pass
         return cls(path.absolute(), header, busy_seconds)
 
@@ -169,14 +116,14 @@ class Ledger:
             LedgerError: The chain is broken.
         """
         with connect(self.path, self._busy_seconds) as database:
-            _read_header(database, self.path)
-            found = list(_read_entries(database, self.path))
+            read_header(database, self.path)
+            found = list(read_entries(database, self.path))
         return [entry for entry in found if run is None or f"{entry.run}/".startswith(f"{run}/")]
 
     def head(self) -> Head:
         """Return the last entry's number and hash; number 0 for an empty account."""
         with connect(self.path, self._busy_seconds) as database:
-            return _head(database)
+            return head_of(database)
 
     def require(self, head: Head) -> None:
         """Refuse to go on if this ledger lacks an entry that a checkpoint has seen.
@@ -213,7 +160,7 @@ class Ledger:
             BudgetExhaustedError: The run has charged its limit.
         """
         with self._transaction() as database:
-            charged = _charged(database, run)
+            charged = charged_by(database, run)
             granted = min(count, limit - charged)
             if granted < 1:
                 raise BudgetExhaustedError(
@@ -223,6 +170,32 @@ class Ledger:
                 )
             self._insert(database, run=run, kind="lease", event=event, count=granted)
         return granted
+
+    def give_back(self, run: str, event: Event, count: int) -> None:
+        """Return charged releases that were not made and never will be.
+
+        Only who holds a lease knows that: call it once, when the lease's holder has ended well and
+        said what it used. Of a holder that crashed everything stays charged.
+
+        Args:
+            run: The run that was charged.
+            event: What one release costs.
+            count: How many; 0 writes nothing.
+
+        Raises:
+            LedgerError: More than the run has charged for that event.
+        """
+        if count == 0:
+            return
+        with self._transaction() as database:
+            charged = charged_by(database, run, event)
+            if not 0 < count <= charged:
+                raise LedgerError(
+                    expected=f"to return at most the {charged} releases charged for run {run}",
+                    got=str(count),
+                    fix="return what a lease has left, once",
+                )
+            self._insert(database, run=run, kind="returned", event=event, count=count)
 
     def record_plan(self, run: str, detail: dict[str, Any]) -> None:
         """Write down what a run promises, before its first charge.
@@ -252,11 +225,11 @@ class Ledger:
     def charged(self, run: str) -> int:
         """Return how many releases a run has charged, without those of its parts."""
         with connect(self.path, self._busy_seconds) as database:
-            return _charged(database, run)
+            return charged_by(database, run)
 
     def events(self, run: str | None = None) -> list[tuple[Event, int]]:
         """Return charged events with their counts, of one run or of all."""
-        return [(e.event, e.count) for e in self.entries(run) if e.event is not None]
+        return net(self.entries(run))
 
     def epsilon(self, delta: float, run: str | None = None) -> float:
         """Return ε (PLD) recomputed from the charged events; ``inf`` if any is not private."""
@@ -282,7 +255,7 @@ class Ledger:
 
     def _require_unchanged(self, database: sqlite3.Connection) -> None:
         """Refuse to charge a file that was put in this one's place."""
-        found = _read_header(database, self.path)
+        found = read_header(database, self.path)
         if found.id != self.header.id:
             raise LedgerError(
                 expected=f"account {self.header.id} in {self.path}",
@@ -300,10 +273,10 @@ class Ledger:
         count: int = 0,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        head = _head(database)
-        text = "" if event is None else json.dumps(event_to_json(event), sort_keys=True)
+        head = head_of(database)
+        text = event_text(event)
         details = json.dumps(detail or {}, sort_keys=True)
-        row = (head.sequence + 1, _now(), run, kind, text, count, details)
+        row = (head.sequence + 1, now(), run, kind, text, count, details)
         database.execute(
             "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, entry_hash(head.hash, row))
         )
@@ -326,68 +299,3 @@ class Ledger:
                 got=f"one marked as not sensitive in {self.path}",
                 fix="open a new account for these records; the mark of an old one is fixed",
             )
-
-
-def _read_header(database: sqlite3.Connection, path: Path) -> Header:
-    row = database.execute("SELECT value, hash FROM header").fetchone()
-    try:
-        values: Any = json.loads(row[0]) if row else None
-    except (TypeError, ValueError):
-        values = None
-    sound = isinstance(values, dict) and header_hash(values) == row[1]
-    if not sound or values.get("format") != FORMAT:
-        raise LedgerError(
-            expected=f"a ledger header of format {FORMAT} with its hash",
-            got=f"another in {path}",
-            fix="restore the ledger from a backup; never edit it",
-        )
-    return Header(
-        store=values["store"],
-        unit=Unit(values["unit"]),
-        relation=Relation(values["relation"]),
-        sensitive=values["sensitive"],
-        created=values["created"],
-        id=values["id"],
-        salt=values["salt"],
-    )
-
-
-def _read_entries(database: sqlite3.Connection, path: Path) -> Iterator[Entry]:
-    previous = database.execute("SELECT hash FROM header").fetchone()[0]
-    for position, row in enumerate(database.execute("SELECT * FROM entry ORDER BY seq"), start=1):
-        *fields, stored = row
-        whole = all(isinstance(field, int | str) for field in row)
-        if not whole or row[0] != position or entry_hash(previous, tuple(fields)) != stored:
-            raise LedgerError(
-                expected=f"an unbroken hash chain in {path}",
-                got=f"entry {row[0]} that does not continue entry {position - 1}",
-                fix="restore the ledger from a backup; until then nothing may be released",
-            )
-        previous = stored
-        sequence, time, run, kind, event, count, detail = fields
-        yield Entry(
-            sequence=sequence,
-            time=time,
-            run=run,
-            kind=kind,
-            event=event_from_json(json.loads(event)) if event else None,
-            count=count,
-            detail=json.loads(detail),
-            hash=stored,
-        )
-
-
-def _head(database: sqlite3.Connection) -> Head:
-    row = database.execute("SELECT seq, hash FROM entry ORDER BY seq DESC LIMIT 1").fetchone()
-    if row:
-        return Head(*row)
-    return Head(0, database.execute("SELECT hash FROM header").fetchone()[0])
-
-
-def _charged(database: sqlite3.Connection, run: str) -> int:
-    query = "SELECT COALESCE(SUM(count), 0) FROM entry WHERE run=? AND kind='lease'"
-    return int(database.execute(query, (run,)).fetchone()[0])
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
