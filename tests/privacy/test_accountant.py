@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import mpmath
 import pytest
 from tests.privacy.oracles import analytic_gaussian_epsilon, poisson_epsilon_bounds
 
@@ -139,3 +140,34 @@ def test_delta_out_of_range_is_refused(delta: float) -> None:
 def test_negative_count_is_refused() -> None:
     with pytest.raises(ConfigError, match="never take charges back"):
         epsilon([(CENSUS, 5), (CENSUS, -4)], 1e-6)
+
+
+@pytest.mark.parametrize("relation", Relation)
+@pytest.mark.parametrize(
+    ("events", "delta"),
+    [
+        ([(Gaussian(1.0), 1)], 1e-5),
+        ([(Gaussian(267.0), 1000)], 1e-6),
+        ([(Gaussian(8.0), 1 << 22)], 1e-6),
+        ([(Gaussian(40.0), 100), (Gaussian(3.0), 2), (Gaussian(40.0), 5)], 1e-9),
+        ([(Gaussian(500.0), 3)], 1e-3),
+    ],
+)
+def test_plain_gaussians_have_the_epsilon_of_balle_and_wang_theorem_8(
+    events: list[tuple[Gaussian, int]], delta: float, relation: Relation
+) -> None:
+    """1805.06530: δ(ε) = Φ(1/2σ − εσ) − e^ε Φ(−1/2σ − εσ); ours is just on the safe side of it."""
+    found = epsilon(events, delta, relation)
+    with mpmath.workdps(60):
+        precision = sum(
+            mpmath.mpf(count) / mpmath.mpf(e.noise_multiplier) ** 2 for e, count in events
+        )
+        sigma = 1 / (mpmath.sqrt(precision) * (2 if relation is Relation.REPLACE_ONE else 1))
+
+        def delta_of(given: float) -> mpmath.mpf:
+            at = mpmath.mpf(given)
+            upper = mpmath.ncdf(1 / (2 * sigma) - at * sigma)
+            return upper - mpmath.exp(at) * mpmath.ncdf(-1 / (2 * sigma) - at * sigma)
+
+        assert delta_of(found) <= delta
+        assert found == 0.0 or delta_of(found * (1 - 1e-8) - 1e-9) > delta

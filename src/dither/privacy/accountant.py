@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from dp_accounting import UnsupportedEventError, pld, rdp
+from dp_accounting import UnsupportedEventError, get_epsilon_gaussian, pld, rdp
 
 from dither.errors import ConfigError
 from dither.privacy.events import Event, Gaussian, NonPrivate, Relation
 
 PLD = "PLD (dp-accounting)"
+
+_ROUNDING = 1e-11  # above the tolerance of dp-accounting's solver
 
 # RDP orders. Fractional ones below 1.5 need more terms than dp-accounting sums at little noise.
 _ORDERS = [1.5, 1.75, *range(2, 64), 80, 96, 128, 192, 256, 512, 1024]
@@ -38,23 +40,40 @@ def epsilon(
 ) -> float:
     """Return ε of all events together, by privacy loss distributions.
 
+    Plain Gaussians compose to one, of precision Σ 1/z² (Dong, Roth and Su 1905.02383, Corollary
+    3.3), whose ε has a closed form (Balle and Wang 1805.06530): where there are no others,
+    dp-accounting's solver takes milliseconds for any number of releases, and the grid of a
+    distribution would take hours.
+
     Args:
         events: Events with how often each happened; equal events are merged.
         delta: δ in (0, 1).
         relation: Neighbouring relation of the account.
 
     Returns:
-        ε, an upper bound up to dp-accounting's pessimistic discretisation; ``inf`` as soon as one
-        event is not private; 0 for no event.
+        ε, an upper bound: exact and rounded up for plain Gaussians, else up to dp-accounting's
+        pessimistic discretisation; ``inf`` as soon as one event is not private; 0 for no event.
     """
     check_delta(delta)
     counts = _merge(events)
     if any(isinstance(event, NonPrivate) for event in counts):
         return math.inf
+    gaussians = [(event, count) for event, count in counts.items() if isinstance(event, Gaussian)]
+    if counts and len(gaussians) == len(counts):
+        return _of_gaussians(gaussians, delta, relation)
     accountant = pld.PLDAccountant(relation.to_dp_accounting(), _interval(counts))
     for event, count in counts.items():
         accountant.compose(event.to_dp_event(), count)
     return float(accountant.get_epsilon(delta)) if counts else 0.0
+
+
+def _of_gaussians(
+    events: Iterable[tuple[Gaussian, int]], delta: float, relation: Relation
+) -> float:
+    precision = math.fsum(count / event.noise_multiplier**2 for event, count in events)
+    distance = 2.0 if relation is Relation.REPLACE_ONE else 1.0
+    found = float(get_epsilon_gaussian(1.0 / (distance * math.sqrt(precision)), delta))
+    return found * (1.0 + 1e-9) + _ROUNDING if found else 0.0
 
 
 def epsilon_rdp(
