@@ -189,3 +189,15 @@ def test_longer_vectors_are_refused_before_the_charge(account: Account) -> None:
     with pytest.raises(ConfigError, match="at most 4 values"):
         release(np.zeros(5), np.zeros(5))
     assert account.ledger.charged("run") == 0
+
+
+@pytest.mark.parametrize("releases", [0, -3])
+def test_a_promise_of_no_releases_is_refused_in_its_own_words(releases: int) -> None:
+    with pytest.raises(ConfigError, match="whole number of releases"):
+        contribution_plan(2, l2_clip=1.0, releases=releases, delta=1e-6, noise_multiplier=10.0)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, math.nan, math.inf, 1e10])
+def test_a_clip_out_of_range_is_refused_in_its_own_words(clip: float) -> None:
+    with pytest.raises(ConfigError, match="clip, an L2 bound"):
+        contribution_plan(2, l2_clip=clip, releases=1, delta=1e-6, noise_multiplier=10.0)

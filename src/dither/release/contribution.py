@@ -53,6 +53,7 @@ def contribution_plan(
             got="neither" if epsilon is None else "both",
             fix="pass one of them: a budget is never guessed",
         )
+    _check_promise(l2_clip, releases)
     promise: dict[str, Any] = {
         "relation": Relation.REPLACE_ONE,
         "unit": Unit.RANK,
@@ -71,6 +72,22 @@ def contribution_plan(
         sampler=SamplerKind.FULL,
         **promise,
     )
+
+
+def _check_promise(l2_clip: float, releases: int) -> None:
+    """Say what is wrong in the words of sums, before a plan says it in those of training."""
+    if not (isinstance(releases, int) and releases >= 1):
+        raise ConfigError(
+            expected="a whole number of releases, at least 1",
+            got=repr(releases),
+            fix="pass the largest number of calls that the program will make",
+        )
+    if not 1e-9 <= l2_clip <= 1e9:
+        raise ConfigError(
+            expected="clip, an L2 bound in [1e-9, 1e9]",
+            got=repr(l2_clip),
+            fix="choose about the norm of a usual contribution, and scale the data if it is beyond",
+        )
 
 
 @final
