@@ -151,6 +151,7 @@ def test_negative_count_is_refused() -> None:
         ([(Gaussian(8.0), 1 << 22)], 1e-6),
         ([(Gaussian(40.0), 100), (Gaussian(3.0), 2), (Gaussian(40.0), 5)], 1e-9),
         ([(Gaussian(500.0), 3)], 1e-3),
+        ([(Gaussian(1e6), 8)], 1e-6),
     ],
 )
 def test_plain_gaussians_have_the_epsilon_of_balle_and_wang_theorem_8(

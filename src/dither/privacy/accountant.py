@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 from dp_accounting import UnsupportedEventError, get_epsilon_gaussian, pld, rdp
 
 from dither.errors import ConfigError
@@ -72,7 +73,8 @@ def _of_gaussians(
 ) -> float:
     precision = math.fsum(count / event.noise_multiplier**2 for event, count in events)
     distance = 2.0 if relation is Relation.REPLACE_ONE else 1.0
-    found = float(get_epsilon_gaussian(1.0 / (distance * math.sqrt(precision)), delta))
+    with np.errstate(divide="ignore"):  # δ(0) = 0 at much noise, whose logarithm it takes
+        found = float(get_epsilon_gaussian(1.0 / (distance * math.sqrt(precision)), delta))
     return found * (1.0 + 1e-9) + _ROUNDING if found else 0.0
 
 
