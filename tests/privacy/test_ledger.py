@@ -17,8 +17,8 @@ from tests.privacy.conftest import RUN
 from dither.errors import BudgetExhaustedError, LedgerBehindError, LedgerError
 from dither.privacy.accountant import epsilon
 from dither.privacy.events import Gaussian, NonPrivate, Relation, SampledGaussian, Unit
-from dither.privacy.ledger import Head, Ledger
-from dither.privacy.ledger_entries import releases
+from dither.privacy.ledger import Ledger
+from dither.privacy.ledger_entries import Head, releases
 from dither.privacy.ledger_file import entry_hash
 from dither.privacy.plan import Plan
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from dither.errors import CheckpointError
 from dither.files import write_atomic
-from dither.privacy.ledger import Head
+from dither.privacy.ledger_entries import Head
 
 _FORMAT = "1"
 _KEY = "dither"
