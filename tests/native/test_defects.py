@@ -67,9 +67,7 @@ DEFECTS = {
     ),
     "any shift is taken": Defect("codec", "codec.c", "grid->wire_shift > 48", "0"),
     "a factor is left out": Defect("codec", "codec.c", "ldexp(factor,", "ldexp(1.0 + 0 * factor,"),
-    "any factor is taken": Defect(
-        "codec", "codec.c", "if (!isnormal(factor) || !isnormal(step))", "if (0)"
-    ),
+    "any factor is taken": Defect("codec", "codec.c", "isnormal(factor) && isnormal(*step)", "1"),
     "the end of a float message is scaled in float": Defect(
         "codec",
         "kernels/codec.h",
