@@ -4,6 +4,9 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -287,6 +290,33 @@ static void test_left(dither_shm *shm, unsigned rank, unsigned ranks) {
           dither_status_text(status));
 }
 
+/* When a process began, as the system tells it. */
+static unsigned long long began(pid_t process) {
+    char path[40], text[512] = "";
+    unsigned long long found = 0;
+    snprintf(path, sizeof path, "/proc/%ld/stat", (long)process);
+    FILE *file = fopen(path, "r");
+    if (!file) return 0;
+    if (fread(text, 1, sizeof text - 1, file) > 0) {
+        const char *at = strrchr(text, ')');
+        for (int field = 2; at && field < 22; field++) at = strchr(at + 1, ' ');
+        if (at) found = strtoull(at + 1, NULL, 10);
+    }
+    fclose(file);
+    return found;
+}
+
+/* Emulators of a processor make up what a process reads of itself: there, peers cannot be told. */
+static int told_truly(void) {
+    int state = 0;
+    const pid_t parent = getpid();
+    const unsigned long long mine = began(parent);
+    pid_t child = fork();
+    if (child == 0) _exit(began(parent) == mine ? 0 : 1);
+    waitpid(child, &state, 0);
+    return WIFEXITED(state) && WEXITSTATUS(state) == 0;
+}
+
 /* Rank 1 is a process that is killed, after `calls` sums. The other sees it in time. */
 static void test_killed(int calls) {
     const dither_kernels *k = dither_select(dither_cpu_features());
@@ -356,7 +386,11 @@ void test_shm(void) {
     run_group(2, test_message_sizes);
     run_group(3, test_left);
     run_group(1, test_forked);
-    test_killed(0);
-    test_killed(5);
+    if (told_truly()) {
+        test_killed(0);
+        test_killed(5);
+    } else {
+        printf("killed peers: not tested, /proc is an emulator's\n");
+    }
     test_refusals();
 }
