@@ -183,9 +183,8 @@ static void print_library(void) {
     putchar('"');
 }
 
-void bench_print(const bench_case *about, const bench_times *times) {
+static void print_line(const bench_case *about, const bench_times *times) {
     static const char *const names[BENCH_SIDES] = {"bare", "ours"};
-    if (bench_rank() != 0) return;
     printf("{\"case\": \"%s\", \"ranks\": %d, \"elements\": %zu, \"messages\": %zu", about->name,
            bench_ranks(), about->elements, about->messages);
     printf(", \"in_a_row\": %u, \"scale\": %g", about->in_a_row, about->scale);
@@ -196,4 +195,9 @@ void bench_print(const bench_case *about, const bench_times *times) {
     }
     puts("}");
     fflush(stdout);
+}
+
+void bench_print(const bench_case *about, const bench_times *times) {
+    if (bench_rank() == 0) print_line(about, times);
+    PMPI_Barrier(MPI_COMM_WORLD); /* the line is out before anyone goes on, perhaps to an error */
 }

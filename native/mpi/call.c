@@ -64,11 +64,19 @@ static int wrong_argument(const dm_arguments *a) {
     return a->count < 0 ? MPI_ERR_COUNT : MPI_SUCCESS;
 }
 
-static int wrong_place(const dm_arguments *a, const dm_group *group) {
+/* What of the contribution is read after its norm was taken must be what was in it. */
+static int overlap(const dm_arguments *a, dm_kind kind) {
+    const uintptr_t from = (uintptr_t)a->send, to = (uintptr_t)a->receive,
+                    bytes = (uintptr_t)a->count * dm_kind_size(kind);
+    return a->send != MPI_IN_PLACE && from != to && from < to + bytes && to < from + bytes;
+}
+
+static int wrong_place(const dm_arguments *a, const dm_group *group, dm_kind kind) {
     const int receives = !is_reduce(a->call) || a->root == group->rank;
     if (is_reduce(a->call) && (a->root < 0 || a->root >= group->ranks)) return MPI_ERR_ROOT;
     if (a->send == MPI_IN_PLACE && !receives) return MPI_ERR_BUFFER;
     if (receives && a->receive == MPI_IN_PLACE) return MPI_ERR_BUFFER;
+    if (receives && overlap(a, kind)) return MPI_ERR_BUFFER;
     if (a->count > 0 && (!a->send || (receives && !a->receive))) return MPI_ERR_BUFFER;
     return MPI_SUCCESS;
 }
@@ -113,7 +121,7 @@ int dm_admit(const dm_arguments *a, dm_group **group, dm_sum *sum, int *code) {
         return refused(a, "an intercommunicator has no sum of all; merge it first", code);
     if (!dm_source_for(*group, (size_t)a->count))
         return refused(a, "the plan has no lattice for so many ranks or elements", code);
-    *code = wrong_place(a, *group);
+    *code = wrong_place(a, *group, kind);
     if (*code != MPI_SUCCESS) {
         *code = dm_invalid(a->comm, *code);
         return 0;

@@ -1,9 +1,10 @@
-/* Who calls: the program, or MPI itself? Counts alone depend on it: MPI-IO for one is built on MPI's own
- * functions, and its calls to those are not the program's. The caller's address tells. MPI's Fortran layer counts as
- * the program: it hands on what the program asked for. */
+/* Who calls: the program, or MPI itself? Counts alone depend on it: MPI-IO for one is built on MPI's
+ * own functions, and its calls to those are not the program's. The caller's address tells. MPI's Fortran layer
+ * counts as the program: it hands on what the program asked for. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <link.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "mpi_core.h"
@@ -100,4 +101,28 @@ void dm_one_mpi(void) {
     dm_die("this program is linked with another MPI, %s, than the mpiexec that dither was built "
            "for; put the program's own MPI first on PATH, or name its mpiexec with --mpiexec",
            other);
+}
+
+/* Whether a call of this name by the program comes to us: 1 also where nobody has it. An address in a program may
+ * be no function of its own but its way to ours. */
+static int is_ours(const char *name) {
+    Dl_info found, here;
+    const ElfW(Sym) *symbol = NULL;
+    const void *address = dlsym(RTLD_DEFAULT, name);
+    if (!address || !dladdr(&objects, &here)) return 1;
+    if (!dladdr1(address, &found, (void **)&symbol, RTLD_DL_SYMENT)) return 1;
+    return found.dli_fbase == here.dli_fbase || (symbol && symbol->st_shndx == SHN_UNDEF);
+}
+
+void dm_ours_first(void) {
+    static const char *const forms[] = {"", "_c"};
+    for (int call = 0; call < DM_CALLS; call++)
+        for (int form = 0; form < 2; form++) {
+            char name[64];
+            snprintf(name, sizeof name, "%s%s", dm_call_names[call], forms[form]);
+            if (!is_ours(name) && dlsym(RTLD_NEXT, name))
+                dm_die("%s is defined by the program or by a tool loaded before dither, so its sums would "
+                       "not be private; run without that",
+                       name);
+        }
 }

@@ -1,11 +1,12 @@
 /* Fortran's forms.
  *
- * MPICH's Fortran layer calls C's functions, which are ours already; Open MPI's calls PMPI's, so the protected
- * calls are here by their Fortran names: handles are converted, and the sentinels MPI_IN_PLACE and
- * MPI_BOTTOM, which are addresses of that layer's variables; so are those who start and wait. Initialising and
- * finalising go through the layer's own functions, since it has work of its own there. Names end as compilers end them: in one
- * underscore, two, none, or in capitals; in none only the protected calls, since C libraries have functions with
- * names such as mpi_init: a program that uses that spelling throughout is refused its sums. Open MPI's modules of Fortran 2008 call ompi_..._f. */
+ * MPICH's Fortran layer calls C's functions, which are ours already; Open MPI's calls PMPI's, so the
+ * protected calls are here by their Fortran names: handles are converted, and the sentinels MPI_IN_PLACE and
+ * MPI_BOTTOM, which are addresses of that layer's variables; so are those that start and wait. Initialising
+ * and finalising go through the layer's own functions, since it has work of its own there. Names end as
+ * compilers end them: in one underscore, two, none, or in capitals; in none only the protected calls, since C
+ * libraries have functions with names such as mpi_init: a program of that spelling is refused its sums. Open
+ * MPI's modules of Fortran 2008 call ompi_..._f. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdlib.h>

@@ -17,7 +17,7 @@ typedef struct {
 static place places[PLACES];
 static int keyval = MPI_KEYVAL_INVALID;
 static dm_group *groups;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER, making = PTHREAD_MUTEX_INITIALIZER;
 
 static place *place_of(MPI_Comm comm) {
     uintptr_t number = (uintptr_t)comm;
@@ -47,6 +47,7 @@ static void destroy(dm_group *group) {
     dm_purse_close(group);
     dm_budget_return(group->quota);
     if (group->own != MPI_COMM_NULL) PMPI_Comm_free(&group->own);
+    pthread_mutex_destroy(&group->turn);
     free(group->floats);
     free(group->sums);
     free(group->message);
@@ -72,8 +73,9 @@ static void forget(dm_group *group) {
 static int freed(MPI_Comm comm, int key, void *value, void *extra) {
     dm_group *group = value;
     (void)comm, (void)key, (void)extra;
-    group->gone = 1;
     forget(group);
+    group->gone = 1;
+    group->comm = MPI_COMM_NULL; /* its handle may soon be another's */
     dm_group_release(group);
     return MPI_SUCCESS;
 }
@@ -128,14 +130,20 @@ static int own_communicator(dm_group *group) {
     return PMPI_Bcast(&group->nonce, 1, MPI_UINT64_T, 0, group->own);
 }
 
-void dm_group_establish(dm_group *group) {
-    if (group->established) return;
+static void establish(dm_group *group) {
     if (own_communicator(group) != MPI_SUCCESS)
         dm_die("MPI has no communicator left for dither's own messages");
     dm_host_look(group);
     if (group->ranks > 1) dm_segment_open(group);
     if (dm.plan.mode == DM_ENCRYPTED) dm_pads_open(group);
+}
+
+void dm_group_establish(dm_group *group) {
+    if (group->established) return;
+    pthread_mutex_lock(&group->turn);
+    if (!group->established) establish(group);
     group->established = 1;
+    pthread_mutex_unlock(&group->turn);
 }
 
 /* Of this rank alone: a call that does not block must not wait for others. */
@@ -145,6 +153,7 @@ static dm_group *make(MPI_Comm comm) {
     group->comm = comm;
     group->own = MPI_COMM_NULL;
     group->references = 1;
+    pthread_mutex_init(&group->turn, NULL);
     PMPI_Comm_rank(comm, &group->rank);
     PMPI_Comm_size(comm, &group->ranks);
     find_sources(group);
@@ -184,8 +193,10 @@ dm_group *dm_group_of(MPI_Comm comm) {
     if (group) return group;
     int inter = 0;
     if (PMPI_Comm_test_inter(comm, &inter) != MPI_SUCCESS || inter) return NULL;
+    pthread_mutex_lock(&making);
     PMPI_Comm_get_attr(comm, keyval, &value, &found);
     group = found ? value : make(comm);
+    pthread_mutex_unlock(&making);
     remember(comm, group);
     return group;
 }

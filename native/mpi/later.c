@@ -215,10 +215,12 @@ static int begin(dm_operation *operation) {
     operation->by_mpi = 0;
     atomic_fetch_add(&group->references, 1);
     int begun;
+    pthread_mutex_lock(&group->turn);
     if (group->shm)
         begun = copy_contribution(operation) && dm_worker_submit(operation);
     else
         begun = begin_by_mpi(operation);
+    pthread_mutex_unlock(&group->turn);
     if (begun)
         link_in(operation);
     else
@@ -295,6 +297,12 @@ int dm_start_prepared(MPI_Request *request, int *found) {
     *found = operation != NULL;
     if (!operation) return MPI_SUCCESS;
     const dm_arguments *a = &operation->arguments;
+    dm_group *group = operation->group;
+    if (group->gone) operation->arguments.comm = MPI_COMM_SELF;
+    if (group->gone && !group->shm) { /* what would carry it is gone too */
+        group->failure = DITHER_PEER_LEFT;
+        return dm_conclude(a, DM_FAILED, group);
+    }
     const int code = PMPI_Start(request);
     if (code != MPI_SUCCESS) return code;
     operation->sum.values = a->send == MPI_IN_PLACE ? a->receive : a->send;

@@ -23,8 +23,14 @@ static void open_core(void) {
     if (status != DITHER_OK) dm_die("no key for noise: %s", dither_status_text(status));
 }
 
+/* A child of fork has its parent's account in memory, but no account. */
+static void in_child(void) { dm.ready = 0; }
+
 void dm_open(void) {
+    static int watched;
     if (dm.ready) return;
+    dm_ours_first();
+    if (!watched) watched = pthread_atfork(NULL, NULL, in_child) == 0;
     dm_clock_start();
     PMPI_Comm_rank(MPI_COMM_WORLD, &dm.rank);
     PMPI_Comm_size(MPI_COMM_WORLD, &dm.size);

@@ -90,6 +90,7 @@ typedef struct {
 
 typedef struct {
     dm_call_figures calls[DM_CALLS];
+    dither_counter starts, startalls;       /* of the program's own persistent requests */
     dither_counter releases;
     dither_counter drawn;                   /* draws without a pool */
     dither_counter clip, sum, wait; /* ticks */
@@ -177,9 +178,10 @@ typedef struct dm_group {
     MPI_Comm comm;  /* the program's */
     MPI_Comm own;   /* a duplicate: our messages never meet the program's */
     int rank, ranks;
+    pthread_mutex_t turn;     /* one call at a time, whatever the program's threads do */
     _Atomic int by_mpi;       /* operations under way over MPI */
     int gone;                 /* the program freed its communicator */
-    int established;          /* whether what follows is there */
+    _Atomic int established;  /* whether what follows is there */
     int host_ranks;           /* of it, on this host */
     int spins;                /* whether each of those can have a core */
     dither_shm *shm;          /* NULL: over MPI */
@@ -302,6 +304,8 @@ void dm_worker_close(dm_group *group);
 /* MPI_Init and MPI_Finalize. */
 void dm_open(void);
 void dm_close(void);
+/* One MPI in this process; and no other library or tool that takes the protected calls before us. */
 void dm_one_mpi(void);
+void dm_ours_first(void);
 
 #endif

@@ -1,8 +1,8 @@
 /* Pools of noise made ahead: one for each width of noise that communicators need.
  *
- * Where ranks leave no core idle, making noise between two calls of a loop only takes time from the calls: a pool's
- * thread, once woken, is in the way of the next. So there pools are held from the first call of a loop until
- * no call has come for a while, which a thread of ours finds out. */
+ * Where ranks leave no core idle, making noise between two calls of a loop only takes time from the calls:
+ * a pool's thread, once woken, is in the way of the next. So there pools are held from the first call of a loop
+ * until no call has come for a while, which a thread of ours finds out. */
 #include <signal.h>
 #include <time.h>
 

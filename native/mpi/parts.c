@@ -1,6 +1,6 @@
 /* An operation over MPI: encoded at its start, in parts that are summed side by side and decoded as they
- * come. All is in MPI's hands from the start on, on the program's own communicator and in the program's order, so
- * that it goes on during whatever call of MPI's and waits for nobody.
+ * come. All is in MPI's hands from the start on, on the program's own communicator and in the program's
+ * order, so that it goes on during whatever call of MPI's and waits for nobody.
  *
  * So ranks do not agree beforehand that all can pay. One that cannot sends zeros, and says so in a sum beside: then
  * all refuse at the end. What the others sent is charged to them, and was protected. */
@@ -145,9 +145,9 @@ int dm_parts_ended(dm_operation *operation) {
     int left = operation->vote != MPI_REQUEST_NULL && !tested(operation, &operation->vote);
     for (size_t p = 0; p < operation->part_count; p++) {
         if (operation->parts[p] == MPI_REQUEST_NULL) continue;
-        if (!tested(operation, &operation->parts[p]))
+        if (left || !tested(operation, &operation->parts[p])) /* no result before the vote */
             left = 1;
-        else if (decode(operation, p) != DITHER_OK)
+        else if (!operation->unpaid && decode(operation, p) != DITHER_OK)
             operation->group->failure = DITHER_BAD_GRID;
     }
     dm_add(&dm_stats.sum, dm_ticks() - began);
@@ -155,7 +155,7 @@ int dm_parts_ended(dm_operation *operation) {
     operation->outcome = operation->group->failure != DITHER_OK ? DM_FAILED
                          : operation->unpaid                    ? DM_SPENT
                                                                 : DM_DONE;
-    if (operation->outcome != DM_DONE && sum->result)
+    if (operation->outcome == DM_FAILED && sum->result)
         memset(sum->result, 0, sum->count * dm_kind_size(sum->kind));
     return 1;
 }

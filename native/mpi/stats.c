@@ -35,6 +35,12 @@ static void put(buffer *to, const char *format, ...) {
     if (length > 0 && (size_t)length < to->size - to->used) to->used += (size_t)length;
 }
 
+static const char *put_counted(buffer *to, const char *comma, const char *name, uint64_t count) {
+    if (!count) return comma;
+    put(to, "%s\"%s\": {\"counted\": %" PRIu64 ", \"bytes\": 0}", comma, name, count);
+    return ", ";
+}
+
 static void put_calls(buffer *to) {
     const char *comma = "";
     for (int c = 0; c < DM_CALLS; c++) {
@@ -47,13 +53,10 @@ static void put_calls(buffer *to) {
             (uint64_t)f->refused, (uint64_t)f->cleared);
         comma = ", ";
     }
-    for (unsigned i = 0; i < dither_counted_total; i++) {
-        const uint64_t count = dither_counted[i];
-        if (!count) continue;
-        put(to, "%s\"%s\": {\"counted\": %" PRIu64 ", \"bytes\": 0}", comma,
-            dither_counted_names[i], count);
-        comma = ", ";
-    }
+    comma = put_counted(to, comma, "MPI_Start", dm_stats.starts);
+    comma = put_counted(to, comma, "MPI_Startall", dm_stats.startalls);
+    for (unsigned i = 0; i < dither_counted_total; i++)
+        comma = put_counted(to, comma, dither_counted_names[i], dither_counted[i]);
 }
 
 /* By integers: with a point in every language. */

@@ -204,7 +204,9 @@ static dm_outcome run(dm_group *group, const dm_sum *sum, int worker) {
 
 dm_outcome dm_run(dm_group *group, const dm_sum *sum, int worker) {
     dm_pools_call(1);
+    pthread_mutex_lock(&group->turn);
     const dm_outcome outcome = run(group, sum, worker);
+    pthread_mutex_unlock(&group->turn);
     dm_pools_call(0);
     return outcome;
 }

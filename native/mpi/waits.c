@@ -100,11 +100,16 @@ DITHER_EXPORT int MPI_Request_get_status_some(int count, const MPI_Request reque
 DITHER_EXPORT int MPI_Start(MPI_Request *request) {
     int found = 0;
     const int code = dm_persistent ? dm_start_prepared(request, &found) : MPI_SUCCESS;
-    return found ? code : PMPI_Start(request);
+    if (found) return code;
+    dm_add(&dm_stats.starts, 1);
+    return PMPI_Start(request);
 }
 
 DITHER_EXPORT int MPI_Startall(int count, MPI_Request requests[]) {
-    if (!dm_persistent) return PMPI_Startall(count, requests);
+    if (!dm_persistent) {
+        dm_add(&dm_stats.startalls, 1);
+        return PMPI_Startall(count, requests);
+    }
     for (int i = 0; i < count; i++) {
         const int code = MPI_Start(&requests[i]);
         if (code != MPI_SUCCESS) return code;

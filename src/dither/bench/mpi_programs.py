@@ -145,7 +145,7 @@ class Programs:
                     start = self._launcher(program, manner, Path(kept))
                 said = lines_of([*start, str(self.build(program)), *words], limit=limit)
                 # Keeps those before a failure; mpiexec writes of failures to standard output too.
-                lines.extend(json.loads(line) for line in said if line.startswith("{"))
+                lines.extend(json.loads(line) for line in said if _is_case(line))
             except ReduceError as failure:
                 error = failure.got
             late = error is not None and time.monotonic() - began >= limit
@@ -188,6 +188,10 @@ def programs() -> Iterator[Programs]:
     sources()
     with tempfile.TemporaryDirectory(prefix="dither-bench-") as folder:
         yield Programs(mpi, Path(folder))
+
+
+def _is_case(line: str) -> bool:
+    return line.startswith("{") and line.endswith("}")  # else cut off by the program's end
 
 
 def _pool(program: Program, manner: Manner) -> int:

@@ -61,7 +61,8 @@ _DESCRIPTION = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    That is 0, 2 for a named error, 130 if stopped; of ``mpirun``, what the program returned.
+    That is 0, 2 for a named error, 130 if stopped; of ``mpirun``, what the program returned, or 3
+    where not all of its ranks were protected.
     """
     console = Console(stderr=True, highlight=False)
     words = list(sys.argv[1:] if arguments is None else arguments)
