@@ -23,7 +23,7 @@ from dither.mpirun import calls, generate
 LIBRARY = "libdither_mpi.so"
 _SECONDS = 600  # a compiler that takes longer hangs
 _FLAGS = (
-    *("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"),
+    *("-std=gnu11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden"),
     *("-Wl,--exclude-libs,ALL", "-Wl,-z,nodelete", "-Wl,-z,defs"),
 )
 _LIBRARIES = ("-lpthread", "-lm", "-ldl")
