@@ -17,6 +17,7 @@ from dither.clipping.arithmetic import (
     countable,
     lengths,
     required_slack,
+    weighted_products,
     weighted_rows,
 )
 from dither.clipping.forms import Dense, Outer
@@ -90,7 +91,7 @@ def test_blocks_beyond_what_the_slack_covers_go_into_float64(rows: int) -> None:
     """Bounds from the definition: additions t = 1 ... a to totals of N_t rows."""
     blocks = most_blocks(rows)
     totals = [rows * count for count in range(2, blocks + 1)]
-    spread = 2.0 * math.sqrt(sum(totals) * len(totals) * totals[-1]) * 2.0**-24
+    spread = 2.0 * math.sqrt(2.0) * math.sqrt(sum(totals) * len(totals) * totals[-1]) * 2.0**-24
     within = math.sqrt(2.0) * ROWS * (ROWS + 3) * 2.0**-24
     assert spread + within <= required_slack(Relation.ZERO_OUT, 1) <= 2e-3
     sums = Sum(torch.empty(1 << 17), Workspace(), exact=False)
@@ -99,6 +100,22 @@ def test_blocks_beyond_what_the_slack_covers_go_into_float64(rows: int) -> None:
         Dense(block).add_to(sums, torch.ones(rows, dtype=torch.float64))
     assert sums.result().dtype == torch.float64
     assert float(sums.result()[0]) == rows * (blocks + 1)
+
+
+def test_remainders_beside_whole_blocks_have_no_float32_total() -> None:
+    """Else totals of short and of large parameters would hold different rows around a record."""
+    rows = 2 * ROWS + 8
+    left, right = torch.randn(rows, 64), torch.randn(rows, 32)
+    factors = torch.rand(rows, dtype=torch.float64)
+
+    def block(*_: object) -> None:
+        raise AssertionError
+
+    parts = list(weighted_products(left, right, factors, exact=False, block=block))
+    flat = list(weighted_rows(torch.randn(rows, 512), factors, exact=False, block=block))
+    assert [part.dtype for part in parts + flat] == [torch.float64] * 4
+    wanted = torch.einsum("r,rm,rn->mn", factors, left.double(), right.double())
+    torch.testing.assert_close(sum(parts[1:], parts[0]), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_block_does_not_disturb_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,9 @@ class Defect:
     flags: tuple[str, ...] = ()
 
 
+LOCK = "pthread_mutex_lock(&pool->lock);"
+LEFT = "size_t left = pool->head == pool->tail ? 0 : BLOCK - pool->offset;"
+
 DEFECTS = {
     "a margin of a sixteenth": Defect(
         "lattice", "kernels/gauss64.h", "#define MARGIN 0x1p-44", "#define MARGIN 0x1p-48"
@@ -67,9 +70,7 @@ DEFECTS = {
     ),
     "any shift is taken": Defect("codec", "codec.c", "grid->wire_shift > 48", "0"),
     "a factor is left out": Defect("codec", "codec.c", "ldexp(factor,", "ldexp(1.0 + 0 * factor,"),
-    "any factor is taken": Defect(
-        "codec", "codec.c", "if (!isnormal(factor) || !isnormal(step))", "if (0)"
-    ),
+    "any factor is taken": Defect("codec", "codec.c", "isnormal(factor) && isnormal(*step)", "1"),
     "the end of a float message is scaled in float": Defect(
         "codec",
         "kernels/codec.h",
@@ -103,8 +104,8 @@ DEFECTS = {
     "the ring's state is read without the lock": Defect(
         "pool",
         "pool.c",
-        "pthread_mutex_lock(&pool->lock);\n        if (status",
-        "status += pool->tail > pool->head; pthread_mutex_lock(&pool->lock);\n        if (status",
+        f"{LOCK}\n    {LEFT}",
+        f"{LEFT}\n    {LOCK}",
         THREAD,
     ),
 }

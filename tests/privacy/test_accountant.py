@@ -9,7 +9,14 @@ import pytest
 from tests.privacy.oracles import analytic_gaussian_epsilon, poisson_epsilon_bounds
 
 from dither.errors import ConfigError
-from dither.privacy.accountant import epsilon, epsilon_by_step, epsilon_rdp
+from dither.privacy.accountant import (
+    CLOSED_FORM,
+    PLD,
+    epsilon,
+    epsilon_by_step,
+    epsilon_rdp,
+    method,
+)
 from dither.privacy.events import (
     Event,
     Gaussian,
@@ -135,6 +142,12 @@ def test_delta_out_of_range_is_refused(delta: float) -> None:
         epsilon([(CENSUS, 1)], delta)
     with pytest.raises(ConfigError, match="delta in"):
         epsilon_rdp([(CENSUS, 1)], delta)
+
+
+def test_the_method_is_named_as_it_is_used() -> None:
+    full = SampledGaussian(1.0, 2.0)
+    assert method([(Gaussian(1.0), 3), (full, 2)]) == CLOSED_FORM
+    assert method([(Gaussian(1.0), 3), (CENSUS, 2)]) == PLD
 
 
 def test_negative_count_is_refused() -> None:

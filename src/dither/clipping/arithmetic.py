@@ -30,7 +30,7 @@ Block: TypeAlias = Callable[[int, tuple[int, ...], Tensor, Write], None]
 Room: TypeAlias = Callable[[str, tuple[int, ...], Tensor], Tensor]
 
 ROWS = 96
-_SPREAD = 9680.0  # of `Additions` in float32: twelve full blocks
+_SPREAD = 6845.0  # of `Additions` in float32: ten full blocks
 # Beyond this, products in float32 come near its ends, where rounding is no longer relative.
 LARGEST_NORM = 1e18
 _NORM_BLOCK = 256
@@ -88,8 +88,10 @@ def required_slack(relation: Relation, expected_batch_size: float) -> float:
     sum over n rows Σ_i d_ip ≤ n(n + 1)/2 =: s and d_ip ≤ n, so by Cauchy-Schwarz
     Σ_p (Σ_i d_ip |x_ip|)² ≤ s Σ_ip d_ip x_ip² ≤ s·n·n·C², though every coordinate may have an order
     of its own: the errors of both sums are at most √2·n·√(n(n + 1))·u·C in L2, with the products
-    themselves less than √2·(n² + 3n)·u·C. Blocks added one after the other, a additions to totals
-    of N_1 < ... < N_a rows, likewise add at most 2·√(Σ N_t · a · N_a)·u·C (`Additions`).
+    themselves less than √2·(n² + 3n)·u·C: batches are cut into blocks at the same rows for all
+    coordinates. Blocks added one after the other, a additions to totals of N_1 < ... < N_a rows,
+    likewise add at most 2·√(Σ N_t · a · N_a)·u·C (`Additions`) if all totals begin at the same row,
+    and √2 times that in any case: those that hold the record lie within N_a rows to either side.
 
     Under ``add_remove`` all rows after the record move, so sums are float64 throughout
     (`Sum.exact`).
@@ -102,7 +104,7 @@ def required_slack(relation: Relation, expected_batch_size: float) -> float:
     if needs_exact_sums(relation):
         product, additions = 0.0, largest
     else:
-        product = (math.sqrt(2.0) * ROWS * (ROWS + 3) + 2.0 * _SPREAD) * _UNIT
+        product = math.sqrt(2.0) * (ROWS * (ROWS + 3) + 2.0 * _SPREAD) * _UNIT
         additions = largest / ROWS + 1.0
     return _NORM_BLOCK * _UNIT + product + 2.0 * largest * additions * _DOUBLE_UNIT
 
@@ -165,7 +167,11 @@ def weighted_rows(
     if whole:
         weights = narrow[:whole].view(-1, 1, ROWS)
         yield _side_by_side(weights, gradient[:whole].view(-1, ROWS, gradient.shape[1]), room)[0]
-    for part, weights in _blocks(gradient[whole:], narrow[whole:]):
+        # No float32 total of remainders: it would hold other rows than those of large parameters.
+        if whole < gradient.shape[0]:
+            yield torch.mv(gradient[whole:].t(), narrow[whole:]).double()
+        return
+    for part, weights in _blocks(gradient, narrow):
         write = partial(_write_rows, part, weights)
         block(part.shape[0], (part.shape[1],), part, write)
 
@@ -191,7 +197,10 @@ def weighted_products(
     if whole:
         ones, others = (x[:whole].view(-1, ROWS, x.shape[1]) for x in (scaled, right))
         yield _side_by_side(ones.transpose(1, 2), others, room)
-    for one, other in _blocks(scaled[whole:], right[whole:]):
+        if whole < left.shape[0]:
+            yield torch.mm(scaled[whole:].t(), right[whole:]).double()
+        return
+    for one, other in _blocks(scaled, right):
         write = partial(_write_product, one, other)
         block(one.shape[0], (one.shape[1], other.shape[1]), one, write)
 

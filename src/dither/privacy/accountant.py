@@ -15,6 +15,7 @@ from dither.errors import ConfigError
 from dither.privacy.events import Event, Gaussian, NonPrivate, Relation
 
 PLD = "PLD (dp-accounting)"
+CLOSED_FORM = "closed form of Gaussians (dp-accounting)"
 
 _ROUNDING = 1e-11  # above the tolerance of dp-accounting's solver
 
@@ -76,6 +77,11 @@ def _of_gaussians(
     with np.errstate(divide="ignore"):  # δ(0) = 0 at much noise, whose logarithm it takes
         found = float(get_epsilon_gaussian(1.0 / (distance * math.sqrt(precision)), delta))
     return found * (1.0 + 1e-9) + _ROUNDING if found else 0.0
+
+
+def method(events: Iterable[tuple[Event, int]]) -> str:
+    """Return the name of what `epsilon` does for these events."""
+    return CLOSED_FORM if all(isinstance(event, Gaussian) for event in _merge(events)) else PLD
 
 
 def epsilon_rdp(

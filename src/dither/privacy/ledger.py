@@ -8,6 +8,7 @@ changed or missing entry shows; ε is never stored, always recomputed from the e
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import secrets
 import sqlite3
@@ -29,7 +30,6 @@ from dither.privacy.ledger_entries import (
     event_text,
     head_of,
     net,
-    now,
     read_entries,
     read_header,
 )
@@ -66,7 +66,7 @@ class Ledger:
             LedgerLockedError: Another process holds it.
         """
         header = Header(
-            store, unit, relation, sensitive, now(), uuid.uuid4().hex, secrets.token_hex(32)
+            store, unit, relation, sensitive, _now(), uuid.uuid4().hex, secrets.token_hex(32)
         )
         with connect(path, busy_seconds, create=True) as database:
             database.execute("BEGIN IMMEDIATE")
@@ -232,7 +232,7 @@ class Ledger:
         return net(self.entries(run))
 
     def epsilon(self, delta: float, run: str | None = None) -> float:
-        """Return ε (PLD) recomputed from the charged events; ``inf`` if any is not private."""
+        """Return ε recomputed from the charged events; ``inf`` if any is not private."""
         return epsilon(self.events(run), delta, self.header.relation)
 
     def epsilon_rdp(self, delta: float, run: str | None = None) -> float | None:
@@ -276,7 +276,7 @@ class Ledger:
         head = head_of(database)
         text = event_text(event)
         details = json.dumps(detail or {}, sort_keys=True)
-        row = (head.sequence + 1, now(), run, kind, text, count, details)
+        row = (head.sequence + 1, _now(), run, kind, text, count, details)
         database.execute(
             "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, entry_hash(head.hash, row))
         )
@@ -299,3 +299,7 @@ class Ledger:
                 got=f"one marked as not sensitive in {self.path}",
                 fix="open a new account for these records; the mark of an old one is fixed",
             )
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -171,11 +170,6 @@ def net(entries: Iterable[Entry]) -> list[tuple[Event, int]]:
                 kept[place] = run, event, count - taken
                 left -= taken
     return [(event, count) for _, event, count in kept if count]
-
-
-def now() -> str:
-    """Return the time, ISO 8601, UTC."""
-    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
 
 
 def releases(entries: Iterable[Entry]) -> int:

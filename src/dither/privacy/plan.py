@@ -18,7 +18,7 @@ from dither.privacy.lattice import Lattice, fine_step_exponent, make_lattice
 from dither.privacy.trust import CENTRAL, Trust, parse_trust
 
 # Gradients are float32: far below, their squares vanish and clipping would not see them.
-_CLIP_RANGE = (1e-9, 1e9)
+CLIP_RANGE = (1e-9, 1e9)
 
 
 _NOISE_RANGE = (0.03, 1e6)
@@ -166,7 +166,7 @@ class Plan:
         return self.sampling_rate * self.records
 
     def epsilon(self, steps: int | None = None) -> float:
-        """Return ε (PLD) after a number of steps, of the whole plan by default."""
+        """Return ε after a number of steps, of the whole plan by default."""
         count = self.steps if steps is None else steps
         return epsilon([(self.event, count)], self.delta, self.relation)
 
@@ -267,9 +267,9 @@ def check_clip(l2_clip: float) -> None:
     Raises:
         ConfigError: It is not finite, or outside [1e-9, 1e9].
     """
-    if not _CLIP_RANGE[0] <= l2_clip <= _CLIP_RANGE[1]:
+    if not CLIP_RANGE[0] <= l2_clip <= CLIP_RANGE[1]:
         raise ConfigError(
-            expected=f"an l2_clip in [{_CLIP_RANGE[0]:g}, {_CLIP_RANGE[1]:g}]",
+            expected=f"an l2_clip in [{CLIP_RANGE[0]:g}, {CLIP_RANGE[1]:g}]",
             got=repr(l2_clip),
             fix="choose 1, or scale the loss: squares of float32 must not underflow or overflow",
         )

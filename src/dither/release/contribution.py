@@ -15,7 +15,7 @@ from dither.noise.pool import Noise, NoisePool, is_private
 from dither.privacy.account import Account
 from dither.privacy.events import Relation, SamplerKind, Unit
 from dither.privacy.lattice import Lattice
-from dither.privacy.plan import Plan
+from dither.privacy.plan import CLIP_RANGE, Plan
 from dither.release.release import require_masks
 from dither.release.transport import FusedTransport, Transport
 
@@ -82,9 +82,10 @@ def _check_promise(l2_clip: float, releases: int) -> None:
             got=repr(releases),
             fix="pass the largest number of calls that the program will make",
         )
-    if not 1e-9 <= l2_clip <= 1e9:
+    least, most = CLIP_RANGE
+    if not least <= l2_clip <= most:
         raise ConfigError(
-            expected="clip, an L2 bound in [1e-9, 1e9]",
+            expected=f"clip, an L2 bound in [{least:g}, {most:g}]",
             got=repr(l2_clip),
             fix="choose about the norm of a usual contribution, and scale the data if it is beyond",
         )

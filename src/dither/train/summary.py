@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dither.privacy.accountant import PLD
+from dither.privacy.accountant import method
+from dither.privacy.events import Event
 from dither.train.adaptive import AdaptiveBound
 from dither.train.run import FORMAT, Run, describe_store, peak_rss_bytes
 from dither.train.setup import Parts
@@ -68,9 +69,13 @@ def privacy_facts(run: Run, parts: Parts) -> dict[str, Any]:
         "l2_clip": plan.l2_clip,
         "clipping": run.config.clipping,
         **_quantile(parts.adaptive),
-        "accountant": PLD,
+        "accountant": method([(plan.event, 1), *_beside(parts.adaptive)]),
         "guarantee": "(ε, δ)-DP" if reason is None else f"none: {reason}",
     }
+
+
+def _beside(adaptive: AdaptiveBound | None) -> list[tuple[Event, int]]:
+    return [] if adaptive is None else [(adaptive.account.plan.event, 1)]
 
 
 def _quantile(adaptive: AdaptiveBound | None) -> dict[str, Any]:
