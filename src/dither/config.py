@@ -377,10 +377,10 @@ class BenchConfig:
     """Measure dither against a baseline, interleaved, in one process tree.
 
     Attributes:
-        name: noise, train, clip, allreduce, or list, which says what they measure.
+        name: noise, train, clip, allreduce, mpi, or list, which says what they measure.
         json: Write the result here as JSON; - or no name is standard output.
         full: More cases and repeats.
-        cases: Only these cases, of a bench that can choose: clip, allreduce.
+        cases: Only these cases, of a bench that can choose: clip, allreduce, mpi.
         tune: allreduce: measure all algorithms here and write the table that auto reads.
         simulate: allreduce: error and reckoned time for up to this many ranks, at most 8192.
         figure: Draw what --simulate finds: NAME.svg (png, pdf) and its error alone, NAME-error.svg.

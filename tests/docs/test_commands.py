@@ -7,24 +7,24 @@ import re
 from pathlib import Path
 
 import pytest
-import tyro
 from tests.docs.markdown import PAGES, ROOT, Command, commands, inline, name
 
 from dither import config
 from dither.cli import main
+from dither.mpirun.options import MpirunConfig
 
 SHOWN = [command for page in PAGES for command in commands(page, "dither")]
 CONFIGS = [
     kind
-    for kind in vars(config).values()
+    for kind in [*vars(config).values(), MpirunConfig]
     if isinstance(kind, type) and dataclasses.is_dataclass(kind)
 ]
 OPTIONS = {f"--{f.name.replace('_', '-')}" for kind in CONFIGS for f in dataclasses.fields(kind)}
-OPTIONS |= {"--no-private", "--no-json", "--help", "--version"}
+OPTIONS |= {"--no-private", "--no-json", "--help", "--version", "-n"}
 
 
 def parse(words: tuple[str, ...]) -> object:
-    return tyro.cli(main._Command, prog="dither", args=words)
+    return main.parse(words)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_shown_command_parses(command: Command) -> None:
     if command.words == ("--version",):
         return
     options = parse(command.words)
-    if isinstance(options, config.TrainConfig):
+    if isinstance(options, config.TrainConfig | MpirunConfig):
         options.check()
 
 

@@ -17,6 +17,7 @@ from typing import IO
 from dither.errors import ReduceError
 
 _GRACE = 5.0
+_TOLD = ("bench: ", "dither: MPI_", "expected ")  # how C programs, libdither_mpi and the CLI begin
 
 
 def why_no_mpi() -> str | None:
@@ -54,9 +55,22 @@ def lines_under_mpi(
             expected="an MPI library", got=reason or "none", fix="install it, or leave MPI out"
         )
     command = [program, "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m", module, *arguments]
+    yield from lines_of(command, limit=limit)
+
+
+def lines_of(command: Sequence[str], *, limit: float) -> Iterator[str]:
+    """Start ranks by a command and yield the lines that they write, as they come.
+
+    Args:
+        command: mpiexec or what starts it, with what it starts.
+        limit: Seconds after which all is ended.
+
+    Raises:
+        ReduceError: It failed, or was late; with the last line of its errors.
+    """
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(  # noqa: S603 - our own module
-            command,
+            list(command),
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -103,7 +117,8 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _failure(errors: IO[str], late: str | None, process: subprocess.Popen[str]) -> ReduceError:
     errors.seek(0)
     said = [line.strip() for line in errors if line.strip()]
-    told = [line for line in said if "Error" in line] or said or ["nothing was said"]
+    told = [line for line in said if "Error" in line or line.startswith(_TOLD)]
+    told = told or said or ["nothing was said"]
     return ReduceError(
         expected="ranks that finish what they measure",
         got=late or f"exit status {process.returncode}: {told[-1]}",

@@ -22,6 +22,7 @@ _BENCHES = {
     "noise": "noise, encoding and masks against PyTorch's normal_ and add_, one thread",
     "train": "a private training step against a plain one",
     "allreduce": "private sums over two ranks of this host against MPICH's and gloo's",
+    "mpi": "unmodified MPI programs under dither mpirun against the same ones bare, two ranks",
     "clip": "private steps of ordinary models against plain ones and Opacus, memory too; 2 threads",
 }
 

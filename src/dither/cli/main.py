@@ -6,6 +6,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import tyro
@@ -14,6 +15,7 @@ from rich.markup import escape
 
 from dither import __version__, config
 from dither.errors import DitherError, DitherWarning, StoppedError
+from dither.mpirun.options import MpirunConfig, split
 from dither.noise import simd
 
 _sub = tyro.conf.subcommand
@@ -31,6 +33,7 @@ _Command = (
     | Annotated[config.LedgerConfig, _sub("ledger")]
     | Annotated[config.ReportConfig, _sub("report")]
     | Annotated[config.BenchConfig, _sub("bench")]
+    | Annotated[MpirunConfig, _sub("mpirun")]
 )
 
 # Loaded only when their verb is called, so that --help need not wait for PyTorch.
@@ -43,6 +46,7 @@ _MODULES = {
     config.LedgerConfig: "ledger",
     config.ReportConfig: "report",
     config.BenchConfig: "bench",
+    MpirunConfig: "mpirun",
 }
 
 _DESCRIPTION = (
@@ -55,22 +59,25 @@ _DESCRIPTION = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 2 for a named error, 130 if stopped."""
+    """Run the command line and return its exit status.
+
+    That is 0, 2 for a named error, 130 if stopped; of ``mpirun``, what the program returned, or 3
+    where not all of its ranks were protected.
+    """
     console = Console(stderr=True, highlight=False)
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words == ["--version"]:
         print(__version__)
         return 0
-    options: Any = tyro.cli(
-        _Command, prog="dither", description=_DESCRIPTION, args=_with_standard_output(words)
-    )
+    options = parse(words)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries' own, of no use to a user
             warnings.simplefilter("always", DitherWarning)
             warnings.showwarning = _show_warning
             simd.kernels()  # a wrong DITHER_SIMD is said before anything is written
-            importlib.import_module(f"dither.cli.{_MODULES[type(options)]}").run(options)
+            module = importlib.import_module(f"dither.cli.{_MODULES[type(options)]}")
+            return module.run(options) or 0
     except StoppedError as error:
         console.print(f"stopped: {escape(error.got)}. To go on: {escape(error.fix)}.")
         return 130
@@ -80,7 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("stopped; what was charged stays charged")
         return 130
-    return 0
+
+
+def parse(words: Sequence[str]) -> Any:
+    """Return the options of a command line; the end of the program where they are wrong."""
+    own, program = _with_standard_output(list(words)), list[str]()
+    if own[:1] == ["mpirun"]:
+        own, program = split(own[1:])
+        own = ["mpirun", *own]
+    options: Any = tyro.cli(_Command, prog="dither", description=_DESCRIPTION, args=own)
+    return replace(options, program=tuple(program)) if program else options
 
 
 def _with_standard_output(words: list[str]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Private sums for MPI programs as they are: library, plan, ledger leases and launcher."""
