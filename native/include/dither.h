@@ -266,6 +266,11 @@ dither_status dither_pool_encode_factor(dither_pool *pool, const dither_grid *gr
  * the thread would take. Holds add up, and each ends with a call with `on` zero. */
 void dither_pool_hold(dither_pool *pool, int on);
 
+/* After the last hold the thread stays idle this long, at most a second, and as long again after each hold that comes
+ * meanwhile; 0 at first. For releases in a dense loop on cores that none is idle of: noise made between two
+ * of them would be in the way of the second. */
+void dither_pool_linger(dither_pool *pool, double seconds);
+
 /* Noise alone, in fine steps. */
 dither_status dither_pool_take(dither_pool *pool, int32_t *out, size_t count);
 
@@ -354,7 +359,15 @@ dither_status dither_shm_release(dither_shm *shm, const dither_kernels *kernels,
                                  dither_float out_type, void *out, size_t count,
                                  uint64_t *saturated);
 
-/* The same with encryption in the place of noise, the rival (HEAR): adds `pad` to this rank's message of
+/* `dither_shm_release` of a contribution, scaled down to an L2 norm of at most `clip`: with the factor of
+ * `dither_clip_factor`, in the place of `how`'s. One that is not finite counts as zeros, as an error would tell
+ * the other ranks; `*finite` says so to the caller alone. */
+dither_status dither_shm_contribute(dither_shm *shm, const dither_kernels *kernels,
+                                    const dither_release *how, double clip, dither_float type,
+                                    const void *values, dither_float out_type, void *out,
+                                    size_t count, int *finite, uint64_t *saturated);
+
+/* `dither_shm_release` with encryption in the place of noise, the rival (HEAR): adds `pad` to this rank's message of
  * the grid's integers and takes `total`, the sum of all ranks' pads, from the sum. Both are made
  * beforehand, serve once, and are the caller's to wipe, off the critical path as a pool's thread does
  * it. Ranks that know `total` get the sum exactly: not a release. Grid, factor and scale are taken

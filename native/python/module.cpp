@@ -186,6 +186,7 @@ void bind_pool(nb::module_ &m) {
             if (!is(out, nb::dtype<int32_t>())) throw nb::type_error("draws must be int32");
             unlocked([&] { return dither_pool_take(open.get(), static_cast<int32_t *>(out.data()), out.shape(0)); });
         }, as_is())
+        .def("linger", [](Pool &pool, double seconds) { dither_pool_linger(pool.open().get(), seconds); })
         .def("hold", [](Pool &pool, bool on) { dither_pool_hold(pool.open().get(), on); })
         .def("stats", [](Pool &pool) {
             dither_pool_stats s;

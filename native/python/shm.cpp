@@ -99,6 +99,34 @@ struct Shm {
     }
 };
 
+// Sums of contributions with everything but the values settled beforehand. The group and the pool may be closed
+// between two calls, so they are opened for each.
+struct Contribution {
+    const Shm *group;
+    const Pool *pool;
+    std::shared_ptr<Key> key;
+    const dither_kernels *kernels;
+    double sigma, clip;
+    Grid grid;
+    Masks masks;
+
+    std::pair<uint64_t, bool> operator()(const In &values, const Out &out) const {
+        uint64_t saturated = 0;
+        int finite = 1;
+        const std::shared_ptr<dither_shm> shm = group->open();
+        const dither_float type = float_type(values), out_type = float_type(out);
+        Release how(grid, 1.0, 1.0);
+        same_size(out, values.shape(0));
+        how.noise(pool, key, sigma);
+        how.mask(masks);
+        unlocked_shm(shm.get(), [&] {
+            return dither_shm_contribute(shm.get(), kernels, &how, clip, type, values.data(), out_type, out.data(),
+                                         out.shape(0), &finite, &saturated);
+        });
+        return {saturated, finite != 0};
+    }
+};
+
 void bind_messages(nb::class_<Shm> &c) {
     c.def("send", [](Shm &s, unsigned to, In message) {
         s.call([&](dither_shm *m) { return dither_shm_send(m, to, message.data(), message.nbytes()); });
@@ -164,4 +192,11 @@ void bind_shm(nb::module_ &m) {
     c.def_prop_ro("ranks", [](const Shm &s) { return dither_shm_ranks(s.open().get()); });
     bind_messages(c);
     bind_release(c);
+    nb::class_<Contribution>(m, "Contribution")
+        .def("__init__", [](Contribution *self, const Shm &s, const Kernels &k, const Pool *pool,
+                            std::shared_ptr<Key> key, double sigma, const Grid &grid, double clip, const Masks &masks) {
+            new (self) Contribution{&s, pool, std::move(key), k.table, sigma, clip, grid, masks};
+        }, any, any, nb::arg().none(), nb::arg().none(), any, any, any, any, nb::keep_alive<1, 2>(),
+             nb::keep_alive<1, 4>())
+        .def("__call__", &Contribution::operator(), as_is(), as_is());
 }

@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -39,7 +40,10 @@ struct dither_pool {
     size_t head, tail;      /* blocks ever filled, blocks ever consumed */
     size_t offset;          /* draws used of the tail block */
     int stop, joinable;
-    unsigned held;          /* releases under way that keep the thread waiting */
+    _Atomic unsigned held;  /* releases under way that keep the thread waiting */
+    _Atomic unsigned holds; /* all so far */
+    _Atomic int asleep;     /* whether the thread waits to be woken */
+    _Atomic long linger_ns;
     dither_pool_stats stats;
     dither_owner *owner;    /* whose draws these are; behind the ring, wiped with it by `fork` */
 };
@@ -56,13 +60,43 @@ static void yield_to_others(void) {
 #endif
 }
 
+static int is_full(const dither_pool *pool) { return pool->head - pool->tail >= pool->blocks; }
+
+/* It says that it sleeps before it looks, and who ends a hold looks whether it does after that: so one of
+ * the two sees the other. */
+static void sleep_until_woken(dither_pool *pool) {
+    atomic_store(&pool->asleep, 1);
+    if (!pool->stop && (is_full(pool) || atomic_load(&pool->held)))
+        pthread_cond_wait(&pool->space, &pool->lock);
+    atomic_store(&pool->asleep, 0);
+}
+
+/* Wait, with the lock, until a block shall be made. Whoever lingers looks by itself whether holds still come:
+ * to be woken after each of them would cost the caller more than what is waited for. */
+static void await_work(dither_pool *pool, unsigned *quiet) {
+    while (!pool->stop) {
+        const unsigned holds = atomic_load(&pool->holds);
+        const struct timespec linger = {0, atomic_load(&pool->linger_ns)};
+        if (!atomic_load(&pool->held) && !is_full(pool) && (!linger.tv_nsec || holds == *quiet))
+            return;
+        if (is_full(pool) || !linger.tv_nsec) {
+            sleep_until_woken(pool);
+            continue;
+        }
+        pthread_mutex_unlock(&pool->lock);
+        (void)nanosleep(&linger, NULL);
+        pthread_mutex_lock(&pool->lock);
+        if (!atomic_load(&pool->held) && holds == atomic_load(&pool->holds)) *quiet = holds;
+    }
+}
+
 static void *produce(void *argument) {
     dither_pool *pool = argument;
+    unsigned quiet = atomic_load(&pool->holds);
     yield_to_others();
     pthread_mutex_lock(&pool->lock);
     for (;;) {
-        while (!pool->stop && (pool->held || pool->head - pool->tail >= pool->blocks))
-            pthread_cond_wait(&pool->space, &pool->lock);
+        await_work(pool, &quiet);
         if (pool->stop) break;
         int32_t *block = pool->ring + pool->head % pool->blocks * BLOCK;
         pthread_mutex_unlock(&pool->lock);
@@ -187,13 +221,24 @@ void dither_pool_stats_get(dither_pool *pool, dither_pool_stats *stats) {
     pthread_mutex_unlock(&pool->lock);
 }
 
+void dither_pool_linger(dither_pool *pool, double seconds) {
+    const double most = 0.999999999;
+    const double asked = seconds > 0 ? seconds < most ? seconds : most : 0;
+    atomic_store(&pool->linger_ns, (long)(asked * 1e9));
+}
+
 void dither_pool_hold(dither_pool *pool, int on) {
     adopt(pool);
+    if (on) {
+        atomic_fetch_add(&pool->held, 1);
+        atomic_fetch_add(&pool->holds, 1);
+        return;
+    }
+    unsigned held = atomic_load(&pool->held); /* none in a child that was forked meanwhile */
+    while (held > 0 && !atomic_compare_exchange_weak(&pool->held, &held, held - 1)) continue;
+    if (held != 1 || !atomic_load(&pool->asleep)) return;
     pthread_mutex_lock(&pool->lock);
-    if (on)
-        pool->held++;
-    else if (pool->held > 0 && --pool->held == 0)
-        pthread_cond_signal(&pool->space);
+    pthread_cond_signal(&pool->space);
     pthread_mutex_unlock(&pool->lock);
 }
 
@@ -216,7 +261,7 @@ static void give_back(dither_pool *pool, size_t count) {
     if (pool->offset == BLOCK) {
         pool->offset = 0;
         pool->tail++;
-        pthread_cond_signal(&pool->space);
+        if (!atomic_load(&pool->held)) pthread_cond_signal(&pool->space);
     }
     pthread_mutex_unlock(&pool->lock);
 }

@@ -173,6 +173,35 @@ dither_status dither_shm_release(dither_shm *shm, const dither_kernels *kernels,
     return status;
 }
 
+/* Results of a block would be read again as values of a later one, beyond what was clipped. */
+static int apart_or_same(dither_float type, const void *values, dither_float out_type,
+                         const void *out, size_t count) {
+    const uintptr_t from = (uintptr_t)values, to = (uintptr_t)out;
+    if (from == to && type == out_type) return 1;
+    return from + count * type <= to || to + count * out_type <= from;
+}
+
+dither_status dither_shm_contribute(dither_shm *shm, const dither_kernels *kernels,
+                                    const dither_release *how, double clip, dither_float type,
+                                    const void *values, dither_float out_type, void *out,
+                                    size_t count, int *finite, uint64_t *saturated) {
+    dither_release clipped = *how;
+    double norm = 0;
+    if (!(clip >= 0x1p-400 && clip <= 0x1p400) ||
+        !apart_or_same(type, values, out_type, out, count))
+        return DITHER_BAD_ARGUMENT;
+    dither_status status = dither_norm(kernels, type, values, count, &norm);
+    *finite = status != DITHER_NOT_FINITE;
+    if (*finite && status != DITHER_OK) return status;
+    clipped.factor = dither_clip_factor(norm, count, clip);
+    if (!*finite) { /* in the result's own memory, once all of the values were read */
+        memset(out, 0, count * out_type);
+        values = out;
+        type = out_type;
+    }
+    return dither_shm_release(shm, kernels, &clipped, type, values, out_type, out, count, saturated);
+}
+
 dither_status dither_shm_encrypted(dither_shm *shm, const dither_kernels *kernels,
                                    const dither_release *how, const void *pad, const void *total,
                                    dither_float type, const void *values, dither_float out_type,

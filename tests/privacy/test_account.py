@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from tests.privacy.conftest import RUN
 
-from dither.errors import BudgetExhaustedError, LedgerError, ReleaseError
+from dither.errors import BudgetExhaustedError, LedgerBehindError, LedgerError, ReleaseError
 from dither.privacy.account import LEASE, Account
 from dither.privacy.events import Gaussian, NonPrivate, Relation, SampledGaussian, Unit
 from dither.privacy.ledger import Ledger
@@ -179,3 +180,70 @@ def test_short_plans_lease_little(ledger: Ledger, plan: Plan) -> None:
     account = Account(ledger, RUN, dataclasses.replace(plan, steps=32))
     account.charge(plan.event)
     assert account.steps_charged == 2
+
+
+def test_leases_grow_while_they_serve_too_shortly(
+    ledger: Ledger, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    account = Account(ledger, RUN, dataclasses.replace(plan, steps=16 * 200))
+    for _ in range(64 + 128 + 200 + 200):
+        account.charge(plan.event)
+    assert _leases(ledger) == [64, 128, 200, 200]  # never above a sixteenth of the plan
+    now = 1.0
+    account = Account(ledger, "slow", dataclasses.replace(plan, steps=16 * 200))
+    for _ in range(3):
+        now += 0.3
+        for _ in range(64):
+            account.charge(plan.event)
+    assert _leases(ledger)[4:] == [64, 64, 64]
+
+
+def test_what_a_lease_has_left_can_be_returned_once(ledger: Ledger, plan: Plan) -> None:
+    account = Account(ledger, RUN, dataclasses.replace(plan, steps=2000))
+    for _ in range(10):
+        account.charge(plan.event)
+    account.give_back()
+    account.give_back()
+    assert ledger.charged(RUN) == 10
+    assert account.steps_left == 1990
+    account.charge(plan.event)  # by a new lease
+    assert ledger.charged(RUN) == 10 + 125  # a sixteenth of the plan, as the first served shortly
+
+
+def test_what_cannot_be_returned_stays_charged(ledger: Ledger, plan: Plan) -> None:
+    account = Account(ledger, RUN, dataclasses.replace(plan, steps=2000))
+    account.charge(plan.event)
+    kept = ledger.path.with_suffix(".kept")
+    ledger.path.rename(kept)
+    account.give_back()
+    kept.rename(ledger.path)
+    account.charge(plan.event)
+    assert _leases(ledger) == [64, 125]
+
+
+def test_a_ledger_of_many_entries_is_charged_without_reading_them(
+    ledger: Ledger, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = Account(ledger, RUN, plan, lease=1)
+    account.charge(plan.event)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("all entries were read")
+
+    monkeypatch.setattr("dither.privacy.ledger.read_entries", refuse)
+    account.charge(plan.event)
+
+
+def test_a_ledger_that_was_rolled_back_is_not_charged(ledger: Ledger, plan: Plan) -> None:
+    account = Account(ledger, RUN, plan, lease=1)
+    account.charge(plan.event)
+    older = ledger.path.read_bytes()
+    wal = ledger.path.with_name(f"{ledger.path.name}-wal")
+    assert not wal.exists()
+    account.charge(plan.event)
+    ledger.path.write_bytes(older)
+    with pytest.raises(LedgerBehindError):
+        account.charge(plan.event)
+    assert _leases(ledger) == [1]

@@ -331,3 +331,13 @@ def test_a_vector_that_changes_under_way_is_the_one_that_was_started(tmp_path: P
 
     largest = on_ranks(2, act, tmp_path, promised=lambda _: promise(noise_multiplier=0.03))
     assert max(largest) < 1.0
+
+
+def test_a_clean_end_returns_what_the_lease_has_left(tmp_path: Path) -> None:
+    def act(reduce: PrivateReduce) -> None:
+        for _ in range(3):
+            reduce(np.zeros(5, np.float32))
+
+    on_ranks(2, act, tmp_path, run="run", promised=lambda _: promise(releases=1000))
+    for rank in range(2):
+        assert Ledger.open(tmp_path / f"rank-{rank}.sqlite").charged("run") == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,6 +121,52 @@ def in_place_from_a_pool(endpoint: SharedMemory) -> tuple[bool, int, int]:
 
 def test_a_pool_serves_and_the_result_may_take_the_values_place(tmp_path: Path) -> None:
     assert in_group(2, in_place_from_a_pool, tmp_path) == [(True, 3 * BLOCK + 5, 0)] * 2
+
+
+def contribute_all(endpoint: SharedMemory, *, masked: bool) -> list[int]:
+    """Return the lengths at which a contribution differs from its factor's release."""
+    grid, wrong = lattice(32, endpoint.world_size), []
+    for length in LENGTHS:
+        mine, out = values(endpoint.rank, length, "float32"), np.empty(length, np.float32)
+        clip = 0.4 * max(float(np.linalg.norm(mine)), 1e-3) * (1 + 2 * (endpoint.rank == 0))
+        want = np.empty_like(out)
+        pairs = endpoint.rank, endpoint.world_size
+        options: dict[str, Any] = {"grid": grid, "masks": pads(*pairs) if masked else ()}
+        noise = FreshNoise(secret(200, endpoint.rank))
+        endpoint.release(mine, want, noise=noise, factor=codec.clip_factor(mine, clip), **options)
+        options["masks"] = pads(*pairs) if masked else ()
+        noise = FreshNoise(secret(200, endpoint.rank))
+        found = endpoint.contributions(noise=noise, clip=clip, **options)(mine, out)
+        if found != (0, True) or out.tobytes() != want.tobytes():
+            wrong.append(length)
+    return wrong
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_contribution_is_the_release_of_its_factor(
+    world_size: int, masked: bool, tmp_path: Path
+) -> None:
+    work = partial(contribute_all, masked=masked)
+    assert in_group(world_size, work, tmp_path) == [[]] * world_size
+
+
+def not_finite(endpoint: SharedMemory) -> tuple[bool, bool]:
+    """Rank 1's are not, at the end of a vector of two blocks, in place."""
+    grid = lattice(32, endpoint.world_size)
+    mine = np.full(BLOCK + 9, 1e-3, np.float32)
+    if endpoint.rank == 1:
+        mine[-1] = np.nan
+    noise = FreshNoise(secret(200, endpoint.rank))
+    _, finite = endpoint.contributions(grid=grid, noise=noise, clip=1.0)(mine, mine)
+    zeros, want = np.full(BLOCK + 9, 1e-3 * (endpoint.rank == 0), np.float32), np.empty_like(mine)
+    noise = FreshNoise(secret(200, endpoint.rank))
+    endpoint.release(zeros, want, grid=grid, noise=noise)
+    return finite, np.array_equal(mine, want)
+
+
+def test_a_contribution_that_is_not_finite_counts_as_zeros(tmp_path: Path) -> None:
+    assert in_group(2, not_finite, tmp_path) == [(True, True), (False, True)]
 
 
 def saturating(endpoint: SharedMemory) -> int:

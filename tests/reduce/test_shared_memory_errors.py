@@ -270,6 +270,10 @@ def test_bad_arguments_of_a_release_are_refused_before_anything_is_used(tmp_path
                 endpoint.release(*arguments, grid=grid, noise=FreshNoise(key), **options)  # type: ignore[arg-type]
         with pytest.raises(NoiseError, match="sigma"):
             endpoint.release(data, out, grid=grid, noise=other)
+        contribute = endpoint.contributions(grid=grid, noise=FreshNoise(key), clip=1.0)
+        for pair in ((held[:9], held[3:]), (data, out[:8]), (data, data.astype(np.int32))):
+            with pytest.raises(ConfigError):  # results would be read as later contributions
+                contribute(*pair)
         for wrong in (out[:8], data.astype(np.int32), np.zeros((9, 1)), np.zeros(18)[::2]):
             with pytest.raises(ConfigError):
                 shared_memory._arrays(data, wrong)

@@ -165,8 +165,10 @@ def test_resuming_a_finished_run_changes_nothing_and_charges_nothing(
     assert summary_of(folder)["steps"]["charged"] == 20
 
 
-def test_a_run_that_is_asked_to_stop_saves_a_checkpoint(store: RecordStore, tmp_path: Path) -> None:
-    config = options(store, tmp_path / "run", lease=1)
+def test_a_run_that_is_asked_to_stop_saves_a_checkpoint_and_loses_nothing(
+    store: RecordStore, tmp_path: Path
+) -> None:
+    config = options(store, tmp_path / "run", lease=5)
     asked = iter([False] * 6 + [True] * 100)
     with pytest.raises(StoppedError, match="step 7"):
         run_training(config, stop=lambda: next(asked))

@@ -26,7 +26,7 @@ from dither.privacy.ledger import Ledger
 from dither.privacy.trust import LOCAL, Trust
 from dither.reduce.algorithms.registry import sum_over
 from dither.reduce.endpoint import Endpoint
-from dither.reduce.private_reduce import PrivateReduce, Promise
+from dither.reduce.private_reduce import LINGER, PrivateReduce, Promise
 from dither.reduce.protections.encrypted import Encryption
 from dither.reduce.protections.private import BLOCK, Reduced
 from dither.release.contribution import ContributionRelease, bound_lattice
@@ -163,6 +163,8 @@ def _carried(carrier: Callable[[Group], Endpoint], *, sustained: bool) -> Make:
             noise: FreshNoise | NoisePool = FreshNoise(Key())
             if not sustained:
                 noise = stack.enter_context(NoisePool(lattice.sigma, dimension=size))
+                if group.mpi_endpoint.crowded:
+                    noise.linger(LINGER)
                 prepare = noise.wait_until_full
             ledger = Ledger.create(
                 folder / "ledger.sqlite",

@@ -245,6 +245,17 @@ class NoisePool:
         stats = self._open().stats()
         return PoolStats(wait_seconds=stats.pop("wait_ns") * 1e-9, **stats)
 
+    def linger(self, seconds: float) -> None:
+        """Stay idle this long after each held release, at most a second; 0 at first.
+
+        For a dense loop of releases where no core is idle: noise made between two of them would be
+        in the way of the second.
+
+        Raises:
+            NoiseError: The pool is closed.
+        """
+        self._open().linger(seconds)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Make nothing ahead meanwhile: for one release, whose ranks need the cores themselves.

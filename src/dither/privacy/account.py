@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import threading
+import time
 
-from dither.errors import ReleaseError
+from dither.errors import LedgerError, OutputError, ReleaseError
 from dither.privacy.events import Event
 from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
 
 LEASE = 64
+# A lease that served for less than this was too small: the next one is twice as large.
+_LEASE_SECONDS = 0.25
 
 
 class Account:
     """Charges one run's releases, before they happen and never beyond its plan.
 
     The ledger is written once per lease (64 releases), not once per release, so durability costs
-    nothing per step. After a crash the account can only be too high, by at most one lease. A lease
+    nothing per step; where releases come so fast that a lease serves for less than a quarter of a
+    second, the next is twice as large. After a crash the account can only be too high, by at most
+    one lease: what half a second releases, or 64. `give_back` returns what is left. A lease
     belongs to the process that took it: after `fork` the child starts with none, so that no charge
     is used twice.
 
@@ -25,8 +32,8 @@ class Account:
         ledger: The record store's ledger.
         run: Name of the run in the ledger.
         plan: What the run promised; recorded in the ledger before the first charge.
-        lease: Releases charged per write, at least 1. Speed only; by default 64, and fewer for
-            short plans, so that a stop loses at most a sixteenth of them.
+        lease: Releases charged per write, at least 1. Speed only; by default 64 or as above, and
+            at most a sixteenth of the plan's, so that a stop loses no more of them.
         records: Content hash of the records, for accounts that several stores share.
         insecure: Why this run is not private (a seeded generator); written down as ε = ∞.
 
@@ -56,7 +63,10 @@ class Account:
         if insecure is not None:
             ledger.record_non_private(run, insecure, {})
         self.insecure = insecure
-        self._lease = lease or max(1, min(LEASE, plan.steps // 16))
+        self._event = plan.event
+        self._most = lease or max(1, plan.steps // 16)
+        self._lease = min(LEASE if lease is None else lease, self._most)
+        self._leased_at = -math.inf
         self._ready = 0
         self._head = ledger.head()
         self._owner = os.getpid()
@@ -87,20 +97,33 @@ class Account:
             ReleaseError: The event is not the plan's.
             BudgetExhaustedError: The plan has no step left.
         """
-        if event != self.plan.event:
+        if event is not self._event and event != self._event:
             raise ReleaseError(
-                expected=f"the plan's event {self.plan.event}",
+                expected=f"the plan's event {self._event}",
                 got=f"{event}",
                 fix="draw batches with the plan's sampler and rate; nothing else can be charged",
             )
         self._forget_if_forked()
         with self._lock:
             if self._ready == 0:
-                self.ledger.require(self._head)  # not rolled back since the last lease
-                limit = self.plan.steps
-                self._ready = self.ledger.charge(self.run, event, self._lease, limit=limit)
-                self._head = self.ledger.head()
+                self._take_lease()
             self._ready -= 1
+
+    def _take_lease(self) -> None:
+        now = time.monotonic()
+        if now - self._leased_at < _LEASE_SECONDS:
+            self._lease = min(2 * self._lease, self._most)
+        limit, seen = self.plan.steps, self._head  # not rolled back since the last lease
+        self._ready = self.ledger.charge(self.run, self._event, self._lease, limit=limit, seen=seen)
+        self._head, self._leased_at = self.ledger.head(), now
+
+    def give_back(self) -> None:
+        """Return what the lease has left, at a clean end. Where it cannot be, it stays charged."""
+        self._forget_if_forked()
+        with self._lock, contextlib.suppress(LedgerError, OutputError):
+            left, self._ready = self._ready, 0  # first: never both returned and used
+            self.ledger.give_back(self.run, self._event, left)
+            self._head = self.ledger.head()
 
     def _forget_if_forked(self) -> None:
         if os.getpid() != self._owner:

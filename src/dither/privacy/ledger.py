@@ -28,6 +28,7 @@ from dither.privacy.ledger_entries import (
     Header,
     charged_by,
     event_text,
+    has_entry,
     head_of,
     net,
     read_entries,
@@ -131,35 +132,44 @@ class Ledger:
         Raises:
             LedgerBehindError: The ledger was rolled back, or is not the one charged.
         """
-        if head.sequence == 0:
-            return
-        found = {entry.sequence: entry.hash for entry in self.entries()}
-        if found.get(head.sequence) != head.hash:
+        with connect(self.path, self._busy_seconds) as database:
+            self._require_head(database, head)
+
+    def _require_head(self, database: sqlite3.Connection, head: Head) -> None:
+        # Its hash stands for all entries before it; opening has verified those.
+        if head.sequence > 0 and not has_entry(database, head):
             raise LedgerBehindError(
                 expected=f"a ledger with entry {head.sequence} ({head.hash[:12]})",
-                got=f"{len(found)} entries in {self.path}, and not that one",
+                got=f"{head_of(database).sequence} entries in {self.path}, and not that one",
                 fix="restore the ledger that was charged; an older copy would hide what was spent",
             )
 
-    def charge(self, run: str, event: Event, count: int, *, limit: int) -> int:
+    def charge(
+        self, run: str, event: Event, count: int, *, limit: int, seen: Head | None = None
+    ) -> int:
         """Durably charge up to ``count`` more releases of a run, never beyond ``limit`` in all.
 
         Check and write are one transaction, so two processes of one run cannot together exceed
-        the limit. When this returns, the charge is on disk.
+        the limit. When this returns, the charge is on disk. It takes as long for an account of many
+        entries as for one of few.
 
         Args:
             run: The run that is charged.
             event: What one release costs.
             count: How many to charge, at least 1.
             limit: The plan's number of steps.
+            seen: An entry that must be there still.
 
         Returns:
             How many were charged, between 1 and ``count``.
 
         Raises:
             BudgetExhaustedError: The run has charged its limit.
+            LedgerBehindError: The ledger was rolled back since ``seen``.
         """
         with self._transaction() as database:
+            if seen is not None:
+                self._require_head(database, seen)
             charged = charged_by(database, run)
             granted = min(count, limit - charged)
             if granted < 1:

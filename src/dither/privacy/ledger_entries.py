@@ -139,6 +139,12 @@ def head_of(database: sqlite3.Connection) -> Head:
     return Head(0, database.execute("SELECT hash FROM header").fetchone()[0])
 
 
+def has_entry(database: sqlite3.Connection, head: Head) -> bool:
+    """Return whether an entry is there, and as it was."""
+    row = database.execute("SELECT hash FROM entry WHERE seq=?", (head.sequence,)).fetchone()
+    return row is not None and row[0] == head.hash
+
+
 def charged_by(database: sqlite3.Connection, run: str, event: Event | None = None) -> int:
     """Return a run's leases less what was returned of them, of one event or of all."""
     query = (

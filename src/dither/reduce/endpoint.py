@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import TypeAlias, TypeVar
@@ -52,6 +53,11 @@ class Endpoint(ABC):
     def kind(self) -> str:
         """Name of the transport, by which tables of measured times know it."""
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def crowded(self) -> bool:
+        """Whether this host's ranks leave no core idle, for threads that each of them may have."""
+        return len(os.sched_getaffinity(0)) < 2 * self.hosts.count(self.hosts[self.rank])
 
     @abstractmethod
     def send(self, to: int, message: Buffer) -> None:

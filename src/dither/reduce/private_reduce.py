@@ -11,17 +11,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from jaxtyping import Float
 
-from dither.errors import (
-    BudgetExhaustedError,
-    ConfigError,
-    DitherWarning,
-    ReduceError,
-)
+from dither.errors import BudgetExhaustedError, DitherWarning, ReduceError
 from dither.noise.key import Key
 from dither.noise.pool import FreshNoise, Noise, NoisePool
 from dither.privacy.account import Account
@@ -30,6 +25,7 @@ from dither.privacy.plan import Plan
 from dither.privacy.trust import LOCAL, Trust
 from dither.reduce.agreement import Agreement, Terms, consent, gather
 from dither.reduce.algorithms.auto import current_table
+from dither.reduce.arrays import check_arrays
 from dither.reduce.endpoint import Endpoint
 from dither.reduce.protections.keys import Authentication
 from dither.reduce.protections.masked import Masks
@@ -39,7 +35,8 @@ from dither.reduce.transports.shared_memory import SharedMemory
 from dither.release.contribution import ContributionRelease, bound_lattice, contribution_plan
 from dither.release.transport import Transport
 
-_TYPES = ("float32", "float64")
+# How long a pool waits for a next call where ranks leave no core idle.
+LINGER = 0.001
 # Shorter messages draw their noise in the pass that adds it: a pool would not be faster.
 _SHORTEST_POOLED = 1 << 14
 
@@ -155,7 +152,7 @@ class PrivateReduce:
             BudgetExhaustedError: No call is left; on all ranks alike.
             ReduceError: There is no sum; on all ranks.
         """
-        _check(values, out)
+        check_arrays(values, out)
         self.settle()
         return self._call(values, np.empty_like(values) if out is None else out)
 
@@ -186,7 +183,7 @@ class PrivateReduce:
             ConfigError: Another type; nothing was sent.
             ReduceError: It is closed, or an earlier call failed.
         """
-        _check(values, out)
+        check_arrays(values, out)
         with self._starting:
             self._require_whole()
             if self._worker is None:
@@ -215,12 +212,16 @@ class PrivateReduce:
                 noise.wait_until_full()
 
     def close(self) -> None:
-        """Stop threads, wipe noise and leave shared memory. Closing twice is harmless."""
+        """Stop threads, wipe noise, leave shared memory, return the lease's rest.
+
+        Closing twice is harmless.
+        """
         with self._starting:
             if self._worker is not None:
                 self._worker.shutdown()
             self._broken = self._broken or "being closed"
             self._open.close()
+            self.account.give_back()
 
     def __enter__(self) -> PrivateReduce:
         """Return itself."""
@@ -279,6 +280,8 @@ class PrivateReduce:
         sigma = bound_lattice(self.plan, dimension, self.endpoint.world_size).sigma
         if sigma not in self._noise:
             pool = NoisePool(sigma, self._key, dimension=dimension)
+            if self.endpoint.crowded:
+                pool.linger(LINGER)
             self._noise[sigma] = self._open.enter_context(pool)
         return self._noise[sigma]
 
@@ -350,37 +353,3 @@ def _on_all(endpoint: Endpoint, act: Callable[[], Account], what: str) -> Accoun
         raise
     consent(endpoint, None)
     return result
-
-
-def _check(values: Any, out: Any) -> None:
-    for array in (values, values if out is None else out):
-        if not isinstance(array, np.ndarray):
-            raise ConfigError(
-                expected="a numpy array", got=type(array).__name__, fix="convert it first"
-            )
-        flags = array.flags
-        whole = array.ndim == 1 and flags.c_contiguous and flags.aligned
-        if array.dtype.name not in _TYPES or not array.dtype.isnative or not whole:
-            raise ConfigError(
-                expected="a flat, contiguous array of float32 or float64",
-                got=f"{array.dtype} of shape {array.shape}",
-                fix="convert it: what cannot be protected is never sent",
-            )
-    if out is not None and (out.size != values.size or not out.flags.writeable):
-        raise ConfigError(
-            expected=f"a writable result of {values.size} numbers",
-            got=f"{'' if out.flags.writeable else 'a read-only one of '}{out.size}",
-            fix="give out= the size of the values",
-        )
-    if out is not None and _overlap(values, out):
-        # Block by block: results would be read again as contributions, beyond their clipping.
-        raise ConfigError(
-            expected="a result in the memory of the values, or apart from it",
-            got="arrays that share a part of their memory",
-            fix="give out= the values themselves, or memory of its own",
-        )
-
-
-def _overlap(values: np.ndarray, out: np.ndarray) -> bool:
-    same = values.dtype == out.dtype and values.ctypes.data == out.ctypes.data
-    return not same and np.may_share_memory(values, out)

@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Float
 
 from dither.errors import ConfigError, DitherWarning, ReleaseError
-from dither.noise.codec import clip_factor, decode, message_type
+from dither.noise.codec import decode, message_type
 from dither.noise.pool import Noise, NoisePool, is_private
 from dither.privacy.account import Account
 from dither.privacy.events import Relation, SamplerKind, Unit
 from dither.privacy.lattice import Lattice
 from dither.privacy.plan import CLIP_RANGE, Plan
 from dither.release.release import require_masks
-from dither.release.transport import FusedTransport, Transport
+from dither.release.transport import Contribute, FusedTransport, Transport, clipped
 
 
 def contribution_plan(
@@ -126,11 +126,14 @@ class ContributionRelease:
                 fix="pass FreshNoise or NoisePool with a new Key()",
             )
         self.account = account
+        self._event = plan.event
         self.dimension = dimension
         self._transport = transport
         self._noise = noise
         self._lattice = bound_lattice(plan, dimension, transport.world_size)
         self._noise.encode(np.empty(0), self._lattice)  # says now whether it can serve
+        self._sum = self._carrier()
+        self._message = np.empty(0, message_type(self._lattice))
 
     @property
     def lattice(self) -> Lattice:
@@ -157,28 +160,33 @@ class ContributionRelease:
                 got=f"{values.size} and {out.size}",
                 fix="make a release for the larger dimension",
             )
-        finite, factor = _clipped(values, self.account.plan.l2_clip)
-        self.account.charge(self.account.plan.event)
-        saturated = self._send(finite, out, factor)
-        if finite is not values:
+        self.account.charge(self._event)
+        saturated, finite = self._sum(values, out)
+        if not finite:
             _warn()  # not before: where warnings are errors, the others would wait, and so learn
         return saturated
 
-    def _send(
-        self, values: Float[np.ndarray, " size"], out: Float[np.ndarray, " size"], factor: float
-    ) -> int:
+    def _carrier(self) -> Contribute:
+        clip = self.account.plan.l2_clip
         if isinstance(self._transport, FusedTransport):
-            return self._transport.release(
-                values, out, lattice=self._lattice, noise=self._noise, factor=factor
+            return self._transport.contributions(
+                lattice=self._lattice, noise=self._noise, clip=clip
             )
-        with self._noise.held() if isinstance(self._noise, NoisePool) else nullcontext():
-            return self._in_blocks(values, out, factor)
+
+        def contribute(values: np.ndarray, out: np.ndarray) -> tuple[int, bool]:
+            finite, factor = clipped(values, clip)
+            with self._noise.held() if isinstance(self._noise, NoisePool) else nullcontext():
+                return self._in_blocks(finite, out, factor), finite is values
+
+        return contribute
 
     def _in_blocks(
         self, values: Float[np.ndarray, " size"], out: Float[np.ndarray, " size"], factor: float
     ) -> int:
         step = min(self._transport.block or values.size, values.size)
-        message = np.empty(step, message_type(self._lattice))
+        if self._message.size < step:  # kept: fresh memory costs as much as a pass over it
+            self._message = np.empty(step, message_type(self._lattice))
+        message = self._message
         saturated = 0
         for start in range(0, max(values.size, 1), max(step, 1)):
             part = values[start : start + step]
@@ -192,15 +200,6 @@ class ContributionRelease:
 def bound_lattice(plan: Plan, dimension: int, world_size: int) -> Lattice:
     """Return the lattice of contributions up to a dimension."""
     return plan.bind(plan.l2_clip, dimension, world_size)
-
-
-def _clipped(
-    values: Float[np.ndarray, " size"], l2_clip: float
-) -> tuple[Float[np.ndarray, " size"], float]:
-    try:
-        return values, clip_factor(values, l2_clip)
-    except ReleaseError:
-        return np.zeros_like(values), 1.0
 
 
 def _warn() -> None:

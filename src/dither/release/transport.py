@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import final
+from collections.abc import Callable
+from typing import TypeAlias, final
 
 import numpy as np
 from jaxtyping import Float, Integer
 
+from dither.errors import ReleaseError
+from dither.noise.codec import clip_factor
 from dither.noise.pool import Noise
 from dither.privacy.lattice import Lattice
+
+# Of values and where the sum goes: how many coordinates were clamped, and whether all were finite.
+Contribute: TypeAlias = Callable[[np.ndarray, np.ndarray], tuple[int, bool]]
 
 
 class Transport(ABC):
@@ -75,6 +81,35 @@ class FusedTransport(Transport):
         Raises:
             ReduceError: There is no sum.
         """
+
+    def contributions(self, *, lattice: Lattice, noise: Noise, clip: float) -> Contribute:
+        """Return what sums contributions that it clips itself: for many calls alike.
+
+        It is `release` with `clip_factor`. A contribution that is not finite counts as zero: an
+        error would leave the other ranks waiting, and tell them.
+
+        Args:
+            lattice: From `Plan.bind`.
+            noise: Fresh or from a pool.
+            clip: C, the L2 norm that a contribution is scaled down to.
+        """
+
+        def contribute(values: np.ndarray, out: np.ndarray) -> tuple[int, bool]:
+            finite, factor = clipped(values, clip)
+            saturated = self.release(finite, out, lattice=lattice, noise=noise, factor=factor)
+            return saturated, finite is values
+
+        return contribute
+
+
+def clipped(
+    values: Float[np.ndarray, " size"], clip: float
+) -> tuple[Float[np.ndarray, " size"], float]:
+    """Return values and the factor that clips them; zeros for values that are not finite."""
+    try:
+        return values, clip_factor(values, clip)
+    except ReleaseError:
+        return np.zeros_like(values), 1.0
 
 
 @final

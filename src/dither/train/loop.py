@@ -200,11 +200,13 @@ def _train(
     append_lines(run.private / "training.jsonl", lines)
     if position.saved != position.step:
         _checkpoint(run, parts, position, watcher)
-    _require_reached(last, position, stop)
+    _end(parts, last, position, stop)
     return _finish(run, parts, position)
 
 
-def _require_reached(last: int, position: _Position, stop: Stop) -> None:
+def _end(parts: Parts, last: int, position: _Position, stop: Stop) -> None:
+    if parts.account is not None:
+        parts.account.give_back()
     if position.step < last and stop():
         raise StoppedError(
             expected=f"to reach step {last}",

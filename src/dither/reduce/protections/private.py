@@ -17,13 +17,13 @@ from dither.noise.key import Key
 from dither.noise.pool import FreshNoise, Noise, NoisePool
 from dither.privacy.lattice import Lattice
 from dither.reduce.agreement import Agreement, Call, Terms, seal_size
-from dither.reduce.algorithms.auto import current_table
+from dither.reduce.algorithms.auto import Table, current_table
 from dither.reduce.algorithms.registry import find_algorithm, sum_over
 from dither.reduce.endpoint import Endpoint
 from dither.reduce.protections.masked import Masks
 from dither.reduce.small import consent
 from dither.reduce.transports.shared_memory import SharedMemory
-from dither.release.transport import FusedTransport, Transport
+from dither.release.transport import Contribute, FusedTransport, Transport
 
 # 512 KiB of 16-bit integers: a cache holds a block from encoding to decoding.
 BLOCK = 1 << 18
@@ -38,6 +38,7 @@ class Reduced(Transport):
         algorithm: Name, or auto.
         masks: Agreed on by all ranks of the endpoint.
         block: Coordinates that travel at a time; None for whole messages.
+        table: What auto chooses by; this user's by default.
 
     Raises:
         ConfigError: No such algorithm.
@@ -50,8 +51,11 @@ class Reduced(Transport):
         algorithm: str = "auto",
         masks: Masks | None = None,
         block: int | None = None,
+        table: Table | None = None,
     ) -> None:
         find_algorithm(algorithm)
+        self._table = current_table() if table is None else table
+        self._terms: dict[tuple[int, str], Terms] = {}
         self.endpoint = endpoint
         self.algorithm = algorithm
         self.masks = masks
@@ -83,26 +87,30 @@ class Reduced(Transport):
             MismatchError: Ranks came with different messages.
             ReduceError: There is no sum; masks are spent.
         """
-        protection = "private" if self.masks is None else "masked"
-        call = self._agreement.agree(
-            Terms(
-                length=message.size,
-                dtype=message.dtype.name,
-                protection=protection,
-                algorithm=self.algorithm,
-                table=current_table().digest,
-            )
-        )
+        call = self._agreement.agree(self._terms_of(message))
         if self.masks is None:
             if message.size == 0:  # nothing travels, and the ranks shall still meet
                 consent(self.endpoint, None)
-            sum_over(self.endpoint, message, self.algorithm)
+            sum_over(self.endpoint, message, self.algorithm, self._table)
             return message
         try:
             return self._masked(message, self.masks, call)
         except BaseException:
             self.masks.spoil()  # pads of this round may be out: never again
             raise
+
+    def _terms_of(self, message: Integer[np.ndarray, " size"]) -> Terms:
+        key = message.size, message.dtype.char
+        terms = self._terms.get(key)
+        if terms is None:
+            terms = self._terms[key] = Terms(
+                length=message.size,
+                dtype=message.dtype.name,
+                protection="private" if self.masks is None else "masked",
+                algorithm=self.algorithm,
+                table=self._table.digest,
+            )
+        return terms
 
     def _masked(
         self, message: Integer[np.ndarray, " size"], masks: Masks, call: Call
@@ -112,7 +120,7 @@ class Reduced(Transport):
         sealed[:size] = message
         call.seal(sealed[size:])
         masks.apply(sealed)
-        sum_over(self.endpoint, sealed, self.algorithm)
+        sum_over(self.endpoint, sealed, self.algorithm, self._table)
         call.check(sealed[size:])
         return sealed[:size]
 
@@ -164,21 +172,43 @@ class SharedMemoryReduced(FusedTransport):
         Raises:
             ReduceError: There is no sum; masks are spent.
         """
-        if not isinstance(noise, FreshNoise | NoisePool):
-            raise ConfigError(
-                expected="dither's own noise",
-                got=type(noise).__name__,
-                fix="pass FreshNoise or NoisePool",
-            )
-        pads = () if self.masks is None else _pads(self.masks)
+        source, pads = _own(noise), () if self.masks is None else _pads(self.masks)
         try:
             return self.endpoint.release(
-                values, out, grid=lattice, noise=noise, factor=factor, scale=scale, masks=pads
+                values, out, grid=lattice, noise=source, factor=factor, scale=scale, masks=pads
             )
         except BaseException:
             if self.masks is not None:
                 self.masks.spoil()
             raise
+
+    def contributions(self, *, lattice: Lattice, noise: Noise, clip: float) -> Contribute:
+        """Return the core's pass over one contribution: see `FusedTransport.contributions`."""
+        source, masks = _own(noise), self.masks
+        if masks is None:
+            return self.endpoint.contributions(grid=lattice, noise=source, clip=clip)
+
+        def contribute(values: np.ndarray, out: np.ndarray) -> tuple[int, bool]:
+            pads = _pads(masks)  # refused once they are spent
+            try:
+                return self.endpoint.contributions(
+                    grid=lattice, noise=source, clip=clip, masks=pads
+                )(values, out)
+            except BaseException:
+                masks.spoil()
+                raise
+
+        return contribute
+
+
+def _own(noise: Noise) -> FreshNoise | NoisePool:
+    if isinstance(noise, FreshNoise | NoisePool):
+        return noise
+    raise ConfigError(
+        expected="dither's own noise",
+        got=type(noise).__name__,
+        fix="pass FreshNoise or NoisePool",
+    )
 
 
 def _pads(masks: Masks) -> tuple[tuple[Key, bool], ...]:

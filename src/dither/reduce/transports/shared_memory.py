@@ -7,7 +7,7 @@ meanwhile, so that nothing is left behind however a process ends.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -15,15 +15,15 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from dither import _native
-from dither.errors import ConfigError, DitherError, MismatchError, PeerError, ReduceError
+from dither.errors import ConfigError
 from dither.noise.arrays import core_array
 from dither.noise.codec import Grid, check_scale, core_grid, message_type
-from dither.noise.core import core_error
 from dither.noise.key import Key, native_key
 from dither.noise.pool import FreshNoise, NoisePool
 from dither.noise.simd import kernels
 from dither.privacy.lattice import Lattice
 from dither.reduce.endpoint import Buffer, Endpoint
+from dither.reduce.transports.core_errors import core_refusal
 from dither.reduce.transports.handover import agreed_path, fetch, offer
 
 MOST_RANKS = 256
@@ -74,7 +74,7 @@ class SharedMemory(Endpoint):
         try:
             native = _native.Shm(file, rank, timeout)
         except _native.StatusError as error:
-            raise _refusal(error) from None
+            raise core_refusal(error) from None
         finally:
             os.close(file)
         return cls(native, rank, timeout)
@@ -126,14 +126,14 @@ class SharedMemory(Endpoint):
         try:
             self._native.send(self._peer(to), _flat(message))
         except _native.StatusError as error:
-            raise _refusal(error) from None
+            raise core_refusal(error) from None
 
     def receive(self, source: int, out: Buffer) -> None:
         """Receive a message; see `Endpoint.receive`."""
         try:
             self._native.receive(self._peer(source), _flat(out, written=True))
         except _native.StatusError as error:
-            raise _refusal(error) from None
+            raise core_refusal(error) from None
 
     def exchange(self, to: int, message: Buffer, source: int, out: Buffer) -> None:
         """Send and receive at once; see `Endpoint.exchange`."""
@@ -143,14 +143,14 @@ class SharedMemory(Endpoint):
         try:
             self._native.exchange(self._peer(to), sent, self._peer(source), got)
         except _native.StatusError as error:
-            raise _refusal(error) from None
+            raise core_refusal(error) from None
 
     def all_reduce(self, buffer: Buffer) -> bool:
         """Sum over ranks in place, block by block; floats in the order of ranks, alike on all."""
         try:
             self._native.sum(kernels(), _flat(buffer, written=True))
         except _native.StatusError as error:
-            raise _refusal(error) from None
+            raise core_refusal(error) from None
         return True
 
     def release(
@@ -198,7 +198,43 @@ class SharedMemory(Endpoint):
                 kernels(), pool, key, sigma, numbers, factor, times, data, result, pads
             )
         except _native.StatusError as error:
-            raise _refusal(error) from None
+            raise core_refusal(error) from None
+
+    def contributions(
+        self,
+        *,
+        grid: Grid,
+        noise: FreshNoise | NoisePool,
+        clip: float,
+        masks: Sequence[tuple[Key, bool]] = (),
+    ) -> Callable[[np.ndarray, np.ndarray], tuple[int, bool]]:
+        """Return `release` of contributions that the core clips, for many calls alike.
+
+        The factor is that of `clip_factor`. A contribution that is not finite counts as zeros.
+        What is called takes values and where their sum goes, and returns how many coordinates were
+        clamped and whether all values were finite; the operator alone may know either. It raises as
+        `release` does, and ConfigError where the two arrays share a part of their memory.
+
+        Args:
+            grid: As for `release`.
+            noise: Likewise.
+            clip: C, the L2 norm that a contribution is scaled down to.
+            masks: As for `release`.
+        """
+        pool, key, sigma = noise.native(grid)
+        pads = [(native_key(mask), bool(subtract)) for mask, subtract in masks]
+        native = _native.Contribution(
+            self._native, kernels(), pool, key, sigma, self._core_grid(grid), clip, pads
+        )
+
+        def contribute(values: np.ndarray, out: np.ndarray) -> tuple[int, bool]:
+            try:
+                return native(values, out)
+            except (_native.StatusError, TypeError, ValueError) as error:
+                _arrays(values, out)  # says what is wrong with them, if that is it
+                raise core_refusal(error) from None
+
+        return contribute
 
     def encrypted(
         self,
@@ -241,7 +277,7 @@ class SharedMemory(Endpoint):
                 kernels(), numbers, factor, times, own, all_of_them, data, result
             )
         except _native.StatusError as error:
-            raise _refusal(error) from None
+            raise core_refusal(error) from None
 
     def close(self) -> None:
         """Leave the group; what was sent before stays readable to the others."""
@@ -281,7 +317,7 @@ def _shared_file(path: Path, rank: int, world_size: int, timeout: float) -> int:
     try:
         file = int(_native.shm_create(world_size))
     except _native.StatusError as error:
-        raise _refusal(error) from None
+        raise core_refusal(error) from None
     if world_size > 1:
         try:
             offer(path, file, world_size, timeout)
@@ -335,42 +371,3 @@ def _overlap() -> ConfigError:
         got="arrays that share some memory",
         fix="give the result memory of its own",
     )
-
-
-_PEER_ERRORS = {
-    "peer_dead": ("to take part", "the end of its process", "see how that process ended"),
-    "peer_left": ("to take part", "that it had left", "make the same calls on all ranks"),
-    "peer_late": ("to answer", "no answer in time", "see what it does, or allow a longer timeout"),
-    "peer_failed": ("to take part", "an error of its own", "see that rank's error"),
-}
-
-
-def _refusal(error: Exception) -> DitherError:
-    """Return our error for one of the core, ``kind: rank: text``."""
-    parts = str(error).split(": ", 2)
-    if len(parts) < 3:
-        return core_error(parts[0], parts[-1])  # of noise
-    kind, rank, text = parts
-    if kind in _PEER_ERRORS:
-        expected, got, fix = _PEER_ERRORS[kind]
-        return PeerError(
-            expected=f"rank {rank} {expected}", got=got, fix=f"{fix}, then make a new group"
-        )
-    if kind == "mismatch":
-        return MismatchError(
-            expected="the same call on all ranks",
-            got=f"another operation, type, size or lattice on rank {rank}",
-            fix="pass tensors of one length and type and one plan on all ranks",
-        )
-    if kind in _REDUCE_ERRORS:
-        return ReduceError(expected="a group in good order", got=text, fix=_REDUCE_ERRORS[kind])
-    return core_error(kind, text)
-
-
-_REDUCE_ERRORS = {
-    "broken": "make a new group",
-    "busy": "use a group in one thread at a time",
-    "closed": "make a new group",
-    "forked": "join a group in each process, after the fork",
-    "unsupported": "use Linux, or the mpi or torch_distributed transport",
-}
