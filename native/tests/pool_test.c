@@ -28,10 +28,13 @@ static void *consume(void *argument) {
     for (size_t done = 0, turn = 0, now; done < EACH; done += now, turn++) {
         now = chunk(c->number, turn);
         if (now > EACH - done) now = EACH - done;
+        const int held = turn % 3 == 0;
+        if (held) dither_pool_hold(c->pool, 1);
         dither_status status = turn % 2 ? dither_pool_take(c->pool, c->draws + done, now)
                                         : dither_pool_encode(c->pool, &GRID, DITHER_F32, zeros,
                                                              c->draws + done, now, NULL);
         CHECK(status == DITHER_OK, "%s", dither_status_text(status));
+        if (held) dither_pool_hold(c->pool, 0);
     }
     return NULL;
 }
@@ -68,7 +71,8 @@ static void run_threads(consumer *consumers, void *(*body)(void *)) {
     for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
 }
 
-static void test_consumers(size_t capacity) {
+/* With holds: a thread that lingers meets them as it sleeps, naps and works. */
+static void test_consumers(size_t capacity, double linger) {
     const path_list paths = every_path();
     dither_key *key = agreed_key();
     dither_pool *pool = NULL;
@@ -78,6 +82,7 @@ static void test_consumers(size_t capacity) {
     CHECK(draws &&
               dither_pool_new(paths.of[paths.count - 1], key, SIGMA, capacity, &pool) == DITHER_OK,
           "no pool");
+    dither_pool_linger(pool, linger);
     for (int i = 0; i < THREADS; i++)
         consumers[i] = (consumer){pool, key, i, draws + (size_t)i * EACH};
     run_threads(consumers, consume);
@@ -202,8 +207,9 @@ static void test_refusals(void) {
 }
 
 void test_pool(void) {
-    test_consumers(1);
-    test_consumers(10 * BLOCK - 1);
+    test_consumers(1, 0);
+    test_consumers(10 * BLOCK - 1, 0);
+    test_consumers(10 * BLOCK - 1, 1e-4);
     test_key_threads();
     test_wiped();
     test_refusals();
