@@ -11,10 +11,16 @@ static int is_reduce(dm_call call) {
     return call == DM_REDUCE || call == DM_IREDUCE || call == DM_REDUCE_INIT;
 }
 
-static int may_pass(const char *op) {
+int dither_allows(const char *name) {
     for (int i = 0; i < dm.plan.clear_count; i++)
-        if (!strcmp(dm.plan.clear[i], op)) return 1;
+        if (!strcmp(dm.plan.clear[i], name)) return 1;
     return 0;
+}
+
+int dither_refuse(unsigned number, MPI_Comm comm, const char *text) {
+    if (!dm.ready) dm_die("%s, and no account is open", text);
+    dm_add(&dither_refused[number], 1);
+    return dm_fail(comm, text, text);
 }
 
 static void describe(const dm_arguments *a, char *text, size_t size) {
@@ -46,7 +52,7 @@ static int refused(const dm_arguments *a, const char *why, int *code) {
 static int unprotectable(const dm_arguments *a, const char *why, int *code) {
     char text[TEXT];
     const char *op = dm_op_name(a->op);
-    if (may_pass(op)) {
+    if (dither_allows(op)) {
         dm_add(&dm_stats.calls[a->call].cleared, 1);
         *code = -1;
         return 0;
@@ -146,7 +152,8 @@ int dm_conclude(const dm_arguments *a, dm_outcome outcome, const dm_group *group
                  dm.rank, (unsigned long long)dm_stats.releases);
         return say(a, outcome, why);
     }
-    const int culprit = group->shm ? dither_shm_culprit(group->shm) : -1;
+    int culprit = group->culprit;
+    if (culprit < 0 && group->shm) culprit = dither_shm_culprit(group->shm);
     if (culprit >= 0)
         snprintf(why, sizeof why, "%s (rank %d of the communicator); there is no result",
                  dither_status_text(group->failure), culprit);
@@ -163,7 +170,7 @@ int dm_blocking(const dm_arguments *a) {
     dm_group_establish(group);
     if (group->worker) dm_drain(group);
     dm_outcome outcome = DM_FAILED;
-    if (group->failure == DITHER_OK && !dm_scratch(group)) group->failure = DITHER_NO_MEMORY;
+    if (group->failure == DITHER_OK && !dm_scratch(group)) dm_break(group, DITHER_NO_MEMORY);
     if (group->failure == DITHER_OK) outcome = dm_run(group, &sum, 0);
     return dm_conclude(a, outcome, group);
 }

@@ -189,6 +189,6 @@ dm_outcome dm_run_encrypted(dm_group *group, const dm_sum *sum, int worker) {
     } while (at < sum->count && status == DITHER_OK);
     dm_add(&dm_stats.sum, dm_ticks() - began);
     if (status == DITHER_OK) return DM_DONE;
-    group->failure = status;
+    dm_break(group, status);
     return DM_FAILED;
 }

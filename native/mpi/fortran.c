@@ -2,17 +2,16 @@
  *
  * MPICH's Fortran layer calls C's functions, which are ours already; Open MPI's calls PMPI's, so the
  * protected calls are here by their Fortran names: handles are converted, and the sentinels MPI_IN_PLACE and
- * MPI_BOTTOM, which are addresses of that layer's variables; so are those that start and wait. Initialising
+ * MPI_BOTTOM, which are addresses of that layer's variables. Initialising
  * and finalising go through the layer's own functions, since it has work of its own there. Names end as
  * compilers end them: in one underscore, two, none, or in capitals; in none only the protected calls, since C
  * libraries have functions with names such as mpi_init: a program of that spelling is refused its sums. Open
  * MPI's modules of Fortran 2008 call ompi_..._f. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "mpi_core.h"
+#include "fortran.h"
 
 static const char *const ENDINGS[] = {"_", "__"};
 
@@ -69,7 +68,13 @@ static const void *buffer(const void *address) {
     return kept_bottom && address == *kept_bottom ? MPI_BOTTOM : address;
 }
 
-typedef const MPI_Fint *integer;
+int dm_fortran_ignored(const void *status) {
+    pthread_once(&sentinels_known, know_sentinels);
+    if (!status || status == MPI_F_STATUS_IGNORE || status == MPI_F_STATUSES_IGNORE) return 1;
+    for (int i = 0; i < 2 * SPELLINGS; i++)
+        if (status == no_status[i]) return 1;
+    return 0;
+}
 
 static dm_arguments arguments(dm_call call, const void *send, void *receive, integer count,
                               integer type, integer op, integer comm, const MPI_Fint *root) {
@@ -137,17 +142,6 @@ static void reduce_init(const void *send, void *receive, integer count, integer 
     const int code = dm_prepare(&a, PMPI_Info_f2c(*info), &made);
     request_to_fortran(code, made, request, error);
 }
-
-/* One function under all its names. LIST: its parameters with types; GIVEN: without. */
-#define NAMES(lower, capital, LIST, GIVEN)                                                        \
-    DITHER_EXPORT void mpi_##lower##_ LIST;                                                       \
-    DITHER_EXPORT void mpi_##lower##__ LIST;                                                      \
-    DITHER_EXPORT void MPI_##capital LIST;                                                        \
-    DITHER_EXPORT void ompi_##lower##_f LIST;                                                     \
-    void mpi_##lower##_ LIST { lower GIVEN; }                                                     \
-    void mpi_##lower##__ LIST { lower GIVEN; }                                                    \
-    void MPI_##capital LIST { lower GIVEN; }                                                      \
-    void ompi_##lower##_f LIST { lower##_module GIVEN; }
 
 #define PLAIN(lower, LIST, GIVEN)                                                                 \
     DITHER_EXPORT void mpi_##lower LIST;                                                          \
@@ -253,158 +247,6 @@ static void finalize_by(int module, MPI_Fint *error) {
     if (error) *error = code;
 }
 
-/* ---- waiting, testing, starting ---- */
-
-enum { FEW = 64 };
-
-/* Requests and statuses of C beside those of Fortran. */
-typedef struct {
-    int count;
-    MPI_Fint *theirs, *their_statuses; /* NULL: ignored */
-    MPI_Request few_requests[FEW], *requests;
-    MPI_Status few_statuses[FEW], *statuses;
-} handles;
-
-static int ignored(const void *status) {
-    pthread_once(&sentinels_known, know_sentinels);
-    if (!status || status == MPI_F_STATUS_IGNORE || status == MPI_F_STATUSES_IGNORE) return 1;
-    for (int i = 0; i < 2 * SPELLINGS; i++)
-        if (status == no_status[i]) return 1;
-    return 0;
-}
-
-static void take(handles *h, MPI_Fint count, MPI_Fint *requests, MPI_Fint *statuses) {
-    h->count = count > 0 ? count : 0;
-    h->theirs = requests;
-    h->their_statuses = ignored(statuses) ? NULL : statuses;
-    h->requests = h->few_requests;
-    h->statuses = h->few_statuses;
-    if (h->count > FEW) {
-        h->requests = malloc((size_t)h->count * sizeof *h->requests);
-        h->statuses = malloc((size_t)h->count * sizeof *h->statuses);
-        if (!h->requests || !h->statuses) dm_die("no memory for %d requests", h->count);
-    }
-    for (int i = 0; i < h->count; i++) h->requests[i] = PMPI_Request_f2c(requests[i]);
-}
-
-/* Back to Fortran, with the first `statuses` statuses. */
-static void put(handles *h, int statuses, int code, MPI_Fint *error) {
-    for (int i = 0; i < h->count; i++) h->theirs[i] = PMPI_Request_c2f(h->requests[i]);
-    const size_t size = sizeof(MPI_Status) / sizeof(MPI_Fint);
-    for (int i = 0; i < statuses && h->their_statuses; i++)
-        PMPI_Status_c2f(&h->statuses[i], h->their_statuses + (size_t)i * size);
-    if (h->requests != h->few_requests) free(h->requests);
-    if (h->statuses != h->few_statuses) free(h->statuses);
-    if (error) *error = code;
-}
-
-static void wait(MPI_Fint *request, MPI_Fint *status, MPI_Fint *error) {
-    handles h;
-    take(&h, 1, request, status);
-    const int code = MPI_Wait(h.requests, h.statuses);
-    put(&h, code == MPI_SUCCESS, code, error);
-}
-
-static void test(MPI_Fint *request, MPI_Fint *flag, MPI_Fint *status, MPI_Fint *error) {
-    handles h;
-    int ended = 0;
-    take(&h, 1, request, status);
-    const int code = MPI_Test(h.requests, &ended, h.statuses);
-    *flag = ended;
-    put(&h, ended, code, error);
-}
-
-static void waitall(integer count, MPI_Fint *requests, MPI_Fint *statuses, MPI_Fint *error) {
-    handles h;
-    take(&h, *count, requests, statuses);
-    const int code = MPI_Waitall(h.count, h.requests, h.statuses);
-    put(&h, h.count, code, error);
-}
-
-static void testall(integer count, MPI_Fint *requests, MPI_Fint *flag, MPI_Fint *statuses,
-                    MPI_Fint *error) {
-    handles h;
-    int ended = 0;
-    take(&h, *count, requests, statuses);
-    const int code = MPI_Testall(h.count, h.requests, &ended, h.statuses);
-    *flag = ended;
-    put(&h, ended ? h.count : 0, code, error);
-}
-
-static MPI_Fint from_one(int index) { return index == MPI_UNDEFINED ? MPI_UNDEFINED : index + 1; }
-
-static void waitany(integer count, MPI_Fint *requests, MPI_Fint *index, MPI_Fint *status,
-                    MPI_Fint *error) {
-    handles h;
-    int which = MPI_UNDEFINED;
-    take(&h, *count, requests, status);
-    const int code = MPI_Waitany(h.count, h.requests, &which, h.statuses);
-    *index = from_one(which);
-    put(&h, code == MPI_SUCCESS && h.count > 0, code, error);
-}
-
-static void testany(integer count, MPI_Fint *requests, MPI_Fint *index, MPI_Fint *flag,
-                    MPI_Fint *status, MPI_Fint *error) {
-    handles h;
-    int which = MPI_UNDEFINED, ended = 0;
-    take(&h, *count, requests, status);
-    const int code = MPI_Testany(h.count, h.requests, &which, &ended, h.statuses);
-    *flag = ended;
-    *index = from_one(which);
-    put(&h, ended && h.count > 0, code, error);
-}
-
-static void some(int all, integer count, MPI_Fint *requests, MPI_Fint *ended, MPI_Fint *indices,
-                 MPI_Fint *statuses, MPI_Fint *error) {
-    handles h;
-    int few[FEW], *which = few, found = MPI_UNDEFINED;
-    take(&h, *count, requests, statuses);
-    if (h.count > FEW) which = malloc((size_t)h.count * sizeof *which);
-    if (!which) dm_die("no memory for %d requests", h.count);
-    const int code = all ? MPI_Waitsome(h.count, h.requests, &found, which, h.statuses)
-                         : MPI_Testsome(h.count, h.requests, &found, which, h.statuses);
-    *ended = found;
-    const int known = found == MPI_UNDEFINED ? 0 : found;
-    for (int i = 0; i < known; i++) indices[i] = which[i] + 1;
-    put(&h, known, code, error);
-    if (which != few) free(which);
-}
-
-static void waitsome(integer count, MPI_Fint *requests, MPI_Fint *ended, MPI_Fint *indices,
-                     MPI_Fint *statuses, MPI_Fint *error) {
-    some(1, count, requests, ended, indices, statuses, error);
-}
-
-static void testsome(integer count, MPI_Fint *requests, MPI_Fint *ended, MPI_Fint *indices,
-                     MPI_Fint *statuses, MPI_Fint *error) {
-    some(0, count, requests, ended, indices, statuses, error);
-}
-
-static int start_one(MPI_Fint *request) {
-    MPI_Request held = PMPI_Request_f2c(*request);
-    const int code = MPI_Start(&held);
-    *request = PMPI_Request_c2f(held);
-    return code;
-}
-
-static void start(MPI_Fint *request, MPI_Fint *error) {
-    const int code = start_one(request);
-    if (error) *error = code;
-}
-
-static void startall(integer count, MPI_Fint *requests, MPI_Fint *error) {
-    int code = MPI_SUCCESS;
-    for (MPI_Fint i = 0; i < *count && code == MPI_SUCCESS; i++) code = start_one(&requests[i]);
-    if (error) *error = code;
-}
-
-static void request_free(MPI_Fint *request, MPI_Fint *error) {
-    MPI_Request held = PMPI_Request_f2c(*request);
-    const int code = MPI_Request_free(&held);
-    *request = PMPI_Request_c2f(held);
-    if (error) *error = code;
-}
-
 static void abort_all(integer comm, integer code, MPI_Fint *error) {
     const int status = MPI_Abort(PMPI_Comm_f2c(*comm), *code);
     if (error) *error = status;
@@ -418,47 +260,9 @@ static void abort_all(integer comm, integer code, MPI_Fint *error) {
 #define finalize_module(error) finalize_by(1, error)
 #define abort(...) abort_all(__VA_ARGS__)
 #define abort_module abort_all
-#define wait_module wait
-#define test_module test
-#define waitall_module waitall
-#define testall_module testall
-#define waitany_module waitany
-#define testany_module testany
-#define waitsome_module waitsome
-#define testsome_module testsome
-#define start_module start
-#define startall_module startall
-#define request_free_module request_free
 
 NAMES(init, INIT, (MPI_Fint * error), (error))
 NAMES(init_thread, INIT_THREAD, (integer required, MPI_Fint *provided, MPI_Fint *error),
       (required, provided, error))
 NAMES(finalize, FINALIZE, (MPI_Fint * error), (error))
-NAMES(test, TEST, (MPI_Fint * request, MPI_Fint *flag, MPI_Fint *status, MPI_Fint *error),
-      (request, flag, status, error))
-NAMES(testall, TESTALL,
-      (integer count, MPI_Fint *requests, MPI_Fint *flag, MPI_Fint *statuses, MPI_Fint *error),
-      (count, requests, flag, statuses, error))
-NAMES(testany, TESTANY,
-      (integer count, MPI_Fint *requests, MPI_Fint *index, MPI_Fint *flag, MPI_Fint *status,
-       MPI_Fint *error),
-      (count, requests, index, flag, status, error))
-NAMES(testsome, TESTSOME,
-      (integer count, MPI_Fint *requests, MPI_Fint *ended, MPI_Fint *indices, MPI_Fint *statuses,
-       MPI_Fint *error),
-      (count, requests, ended, indices, statuses, error))
-NAMES(wait, WAIT, (MPI_Fint * request, MPI_Fint *status, MPI_Fint *error), (request, status, error))
-NAMES(waitall, WAITALL, (integer count, MPI_Fint *requests, MPI_Fint *statuses, MPI_Fint *error),
-      (count, requests, statuses, error))
-NAMES(waitany, WAITANY,
-      (integer count, MPI_Fint *requests, MPI_Fint *index, MPI_Fint *status, MPI_Fint *error),
-      (count, requests, index, status, error))
-NAMES(waitsome, WAITSOME,
-      (integer count, MPI_Fint *requests, MPI_Fint *ended, MPI_Fint *indices, MPI_Fint *statuses,
-       MPI_Fint *error),
-      (count, requests, ended, indices, statuses, error))
-NAMES(start, START, (MPI_Fint * request, MPI_Fint *error), (request, error))
-NAMES(startall, STARTALL, (integer count, MPI_Fint *requests, MPI_Fint *error),
-      (count, requests, error))
-NAMES(request_free, REQUEST_FREE, (MPI_Fint * request, MPI_Fint *error), (request, error))
 NAMES(abort, ABORT, (integer comm, integer code, MPI_Fint *error), (comm, code, error))

@@ -152,6 +152,7 @@ static dm_group *make(MPI_Comm comm) {
     if (!group) dm_die("no memory is left for a communicator");
     group->comm = comm;
     group->own = MPI_COMM_NULL;
+    group->culprit = -1;
     group->references = 1;
     pthread_mutex_init(&group->turn, NULL);
     PMPI_Comm_rank(comm, &group->rank);

@@ -229,7 +229,7 @@ static int begin(dm_operation *operation) {
 }
 
 static int no_memory(const dm_arguments *a, dm_group *group) {
-    group->failure = DITHER_NO_MEMORY; /* the others' calls have nothing to go with */
+    dm_break(group, DITHER_NO_MEMORY); /* the others' calls have nothing to go with */
     return dm_conclude(a, DM_FAILED, group);
 }
 

@@ -26,10 +26,8 @@ static void open_core(void) {
 /* A child of fork has its parent's account in memory, but no account. */
 static void in_child(void) { dm.ready = 0; }
 
-void dm_open(void) {
+static void open_all(void) {
     static int watched;
-    if (dm.ready) return;
-    dm_ours_first();
     if (!watched) watched = pthread_atfork(NULL, NULL, in_child) == 0;
     dm_clock_start();
     PMPI_Comm_rank(MPI_COMM_WORLD, &dm.rank);
@@ -48,6 +46,14 @@ void dm_open(void) {
     /* Now rather than at the first call, so that noise is made while the program starts. */
     dm_group_establish(dm_group_of(MPI_COMM_WORLD));
     if (dm.plan.warm) dm_pools_warm();
+}
+
+void dm_open(void) {
+    if (dm.ready) return;
+    dm_ours_first();
+    const dm_arithmetic program = dm_arithmetic_enter();
+    open_all();
+    dm_arithmetic_leave(program);
 }
 
 void dm_close(void) {

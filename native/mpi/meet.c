@@ -40,6 +40,46 @@ static int looked(const dm_group *group, int rank, uint32_t call) {
     return 0;
 }
 
+void dm_break(dm_group *group, dither_status status) {
+    group->failure = status;
+    if (group->arrivals)
+        atomic_store(&group->arrivals[group->rank].end, DM_BROKE);
+    else if (group->ranks > 1 && status == DITHER_NO_MEMORY)
+        dm_no_noise(status); /* the others are in MPI's hands already */
+}
+
+void dm_depart(dm_group *group) {
+    uint32_t none = 0;
+    (void)atomic_compare_exchange_strong(&group->arrivals[group->rank].end, &none, DM_LEFT);
+}
+
+/* What the others say; `waited_for` may have come and then left. */
+static dither_status told(dm_group *group, int waited_for, uint32_t call) {
+    for (int rank = 0; rank < group->ranks; rank++) {
+        const uint32_t end = atomic_load(&group->arrivals[rank].end);
+        if (end != DM_BROKE && (end != DM_LEFT || rank != waited_for)) continue;
+        if (rank == waited_for && came(group, rank, call)) continue;
+        group->culprit = rank;
+        return end == DM_BROKE ? DITHER_PEER_FAILED : DITHER_PEER_LEFT;
+    }
+    return DITHER_OK;
+}
+
+int dm_is_broken(void *context) {
+    dm_group *group = context;
+    for (int rank = 0; rank < group->ranks; rank++) {
+        if (atomic_load(&group->arrivals[rank].end) != DM_BROKE) continue;
+        group->culprit = rank;
+        return 1;
+    }
+    return 0;
+}
+
+static dither_status late(dm_group *group, int rank) {
+    group->culprit = rank;
+    return DITHER_PEER_LATE;
+}
+
 static dither_status wait_for(dm_group *group, int rank, uint32_t call) {
     if (looked(group, rank, call)) return DITHER_OK;
     const uint64_t began = dm_now(), ticks = dm_ticks(), most = (uint64_t)(dm.plan.timeout * 1e9);
@@ -51,7 +91,8 @@ static dither_status wait_for(dm_group *group, int rank, uint32_t call) {
         if (turn % 16) continue;
         const uint64_t waited = dm_now() - began;
         if (!group->spins || waited > LONG_NS) dm_nap(NAP_NS);
-        if (waited > most) status = DITHER_PEER_LATE;
+        status = told(group, rank, call);
+        if (status == DITHER_OK && waited > most) status = late(group, rank);
     }
     dm_add(&dm_stats.wait, dm_ticks() - ticks);
     return status;

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "arithmetic.h"
 #include "counted.h"
 #include "dither.h"
 #include "plan.h"
@@ -167,8 +168,11 @@ typedef struct {
 
 typedef struct {
     dm_line line[2];
+    _Alignas(128) _Atomic uint32_t end; /* DM_LEFT, DM_BROKE: it comes to no further call */
     unsigned char message[2][DM_SHORT];
 } dm_arrival;
+
+enum { DM_LEFT = 1, DM_BROKE };
 
 typedef struct dm_worker dm_worker;
 typedef struct dm_pads dm_pads;
@@ -192,6 +196,7 @@ typedef struct dm_group {
     uint64_t quota;           /* releases that all ranks of it have reserved */
     uint64_t nonce;           /* the same on all its ranks */
     dither_status failure;    /* of an earlier call */
+    int culprit;              /* the rank that it is about, or -1 */
     void *floats, *sums;      /* scratch: DM_BLOCK float64 each */
     int32_t *message;         /* scratch: DM_BLOCK */
     dm_worker *worker;
@@ -244,6 +249,13 @@ dither_status dm_meet(dm_group *group);
 /* The same in two: come, then wait. */
 void dm_come(dm_group *group);
 dither_status dm_await(dm_group *group);
+/* No call on this communicator will succeed any more; tell the others, so that nobody waits for us. Where they
+ * cannot be told all ranks end. */
+void dm_break(dm_group *group, dither_status status);
+/* Tell them that we leave. */
+void dm_depart(dm_group *group);
+/* Whether one of them broke it: ends waits of the core's. */
+int dm_is_broken(void *group);
 /* Short messages, in the same step as meeting. */
 int dm_is_short(const dm_group *group, const dm_sum *sum, const dm_source *source);
 dither_status dm_short(dm_group *group, const dm_sum *sum, const dm_source *source, double factor,

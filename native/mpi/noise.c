@@ -73,14 +73,21 @@ void dm_pools_call(int begins) {
     pthread_mutex_unlock(&lock);
 }
 
+/* Its thread computes as we do, not as the program does. */
+static int made(double sigma, dither_pool **pool) {
+    const dm_arithmetic program = dm_arithmetic_enter();
+    const dither_status status = dither_pool_new(dm.kernels, dm.key, sigma, dm.plan.pool, pool);
+    dm_arithmetic_leave(program);
+    return status == DITHER_OK;
+}
+
 dither_pool *dm_pool_for(double sigma, int log_length) {
     dither_pool *found = NULL;
     if (!dm.plan.pool || sigma > DITHER_MAX_SIGMA_I32 || log_length > LOG_LENGTH_MOST) return NULL;
     pthread_mutex_lock(&lock);
     for (int i = 0; i < pool_count && !found; i++)
         if (pools[i].sigma == sigma) found = pools[i].pool;
-    if (!found && pool_count < POOLS_MOST &&
-        dither_pool_new(dm.kernels, dm.key, sigma, dm.plan.pool, &found) == DITHER_OK) {
+    if (!found && pool_count < POOLS_MOST && made(sigma, &found)) {
         if (held) dither_pool_hold(found, 1);
         pools[pool_count].sigma = sigma;
         pools[pool_count++].pool = found;

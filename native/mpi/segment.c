@@ -86,8 +86,8 @@ static int join(dm_group *group, const int files[FILES]) {
     void *memory = mmap(NULL, arrivals_size(group), PROT_READ | PROT_WRITE, MAP_SHARED, files[1], 0);
     if (memory != MAP_FAILED) group->arrivals = memory;
     if (!all_good(group, group->arrivals != NULL)) return 0;
-    return all_good(group, dither_shm_attach(files[0], (unsigned)group->rank, dm.plan.timeout, NULL,
-                                             NULL, &group->shm) == DITHER_OK);
+    return all_good(group, dither_shm_attach(files[0], (unsigned)group->rank, dm.plan.timeout,
+                                             dm_is_broken, group, &group->shm) == DITHER_OK);
 }
 
 void dm_segment_open(dm_group *group) {
@@ -109,6 +109,7 @@ void dm_segment_open(dm_group *group) {
 void dm_segment_close(dm_group *group) {
     dither_shm_free(group->shm);
     group->shm = NULL;
+    if (group->arrivals) dm_depart(group);
     if (group->arrivals) munmap(group->arrivals, arrivals_size(group));
     group->arrivals = NULL;
 }

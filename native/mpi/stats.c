@@ -35,9 +35,11 @@ static void put(buffer *to, const char *format, ...) {
     if (length > 0 && (size_t)length < to->size - to->used) to->used += (size_t)length;
 }
 
-static const char *put_counted(buffer *to, const char *comma, const char *name, uint64_t count) {
-    if (!count) return comma;
-    put(to, "%s\"%s\": {\"counted\": %" PRIu64 ", \"bytes\": 0}", comma, name, count);
+static const char *put_counted(buffer *to, const char *comma, const char *name, uint64_t count,
+                               uint64_t refused) {
+    if (!count && !refused) return comma;
+    put(to, "%s\"%s\": {\"counted\": %" PRIu64 ", \"refused\": %" PRIu64 ", \"bytes\": 0}", comma,
+        name, count, refused);
     return ", ";
 }
 
@@ -53,10 +55,11 @@ static void put_calls(buffer *to) {
             (uint64_t)f->refused, (uint64_t)f->cleared);
         comma = ", ";
     }
-    comma = put_counted(to, comma, "MPI_Start", dm_stats.starts);
-    comma = put_counted(to, comma, "MPI_Startall", dm_stats.startalls);
+    comma = put_counted(to, comma, "MPI_Start", dm_stats.starts, 0);
+    comma = put_counted(to, comma, "MPI_Startall", dm_stats.startalls, 0);
     for (unsigned i = 0; i < dither_counted_total; i++)
-        comma = put_counted(to, comma, dither_counted_names[i], dither_counted[i]);
+        comma = put_counted(to, comma, dither_counted_names[i], dither_counted[i],
+                            dither_refused[i]);
 }
 
 /* By integers: with a point in every language. */
@@ -65,22 +68,28 @@ static void put_seconds(buffer *to, const char *name, double micros, const char 
     put(to, "\"%s\": %" PRIu64 ".%06u%s", name, whole / 1000000, (unsigned)(whole % 1000000), after);
 }
 
-char *dm_stats_json(void) {
-    buffer to = {.size = 4096 + 96 * (size_t)dither_counted_total};
+static void put_all(buffer *to) {
     uint64_t used, dry, wait_ns;
-    to.text = malloc(to.size);
-    if (!to.text) return NULL;
     dm_pools_figures(&used, &dry, &wait_ns);
-    put(&to, "{\"calls\": {");
-    put_calls(&to);
-    put(&to, "}, \"releases\": %" PRIu64, (uint64_t)dm_stats.releases);
-    put(&to, ", \"draws\": {\"used\": %" PRIu64 ", \"dry\": %" PRIu64 "}", used,
+    put(to, "{\"calls\": {");
+    put_calls(to);
+    put(to, "}, \"releases\": %" PRIu64, (uint64_t)dm_stats.releases);
+    put(to, ", \"draws\": {\"used\": %" PRIu64 ", \"dry\": %" PRIu64 "}", used,
         dry + dm_stats.drawn);
     const double micro = dm_ticks_per_second() * 1e-6;
-    put(&to, ", \"seconds\": {");
-    put_seconds(&to, "clip", (double)dm_stats.clip / micro, ", ");
-    put_seconds(&to, "sum", (double)dm_stats.sum / micro, ", ");
-    put_seconds(&to, "noise", (double)wait_ns * 1e-3, ", ");
-    put_seconds(&to, "wait", (double)dm_stats.wait / micro, "}}");
+    put(to, ", \"seconds\": {");
+    put_seconds(to, "clip", (double)dm_stats.clip / micro, ", ");
+    put_seconds(to, "sum", (double)dm_stats.sum / micro, ", ");
+    put_seconds(to, "noise", (double)wait_ns * 1e-3, ", ");
+    put_seconds(to, "wait", (double)dm_stats.wait / micro, "}}");
+}
+
+char *dm_stats_json(void) {
+    buffer to = {.size = 4096 + 128 * (size_t)dither_counted_total};
+    to.text = malloc(to.size);
+    if (!to.text) return NULL;
+    const dm_arithmetic program = dm_arithmetic_enter();
+    put_all(&to);
+    dm_arithmetic_leave(program);
     return to.text;
 }

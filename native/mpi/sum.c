@@ -165,7 +165,7 @@ static dither_status protect(dm_group *group, const dm_sum *sum, const dm_source
 }
 
 static dm_outcome failed(dm_group *group, const dm_sum *sum, dither_status status) {
-    group->failure = status;
+    dm_break(group, status);
     if (sum->result) memset(sum->result, 0, sum->count * dm_kind_size(sum->kind));
     return DM_FAILED;
 }
@@ -203,10 +203,12 @@ static dm_outcome run(dm_group *group, const dm_sum *sum, int worker) {
 }
 
 dm_outcome dm_run(dm_group *group, const dm_sum *sum, int worker) {
+    const dm_arithmetic program = dm_arithmetic_enter();
     dm_pools_call(1);
     pthread_mutex_lock(&group->turn);
     const dm_outcome outcome = run(group, sum, worker);
     pthread_mutex_unlock(&group->turn);
     dm_pools_call(0);
+    dm_arithmetic_leave(program);
     return outcome;
 }

@@ -162,10 +162,10 @@ class Programs:
         return folder / "rank"
 
 
-def compile_program(mpi: Mpi, source: Path, executable: Path) -> None:
+def compile_program(mpi: Mpi, source: Path, executable: Path, more: Sequence[str] = ()) -> None:
     """Compile with all warnings as errors; atomically, as other workers may do the same."""
     part = executable.with_suffix(f".{os.getpid()}")
-    flags = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    flags = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror", *more]
     files = [str(source), "-o", str(part)]
     command = [str(mpi.tool("mpicc")), *flags, *files, "-lpthread", "-ldl", "-lm"]
     done = subprocess.run(

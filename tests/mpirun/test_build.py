@@ -12,17 +12,23 @@ from pathlib import Path
 import pytest
 from tests.mpirun.harness import Mpi, Programs
 
-from dither import _native
+from dither import __version__, _native
 from dither.errors import ConfigError, OutputError, ReduceError
 from dither.mpirun import build
 from dither.mpirun.build import LIBRARY, Native, find_mpi, library, native
 from dither.mpirun.preload import require_loads
+from dither.mpirun.recipe import key
 
+NATIVE = Path(__file__).resolve().parents[2] / "native"
 # Stands for the whole library, so that a build takes no time.
 SMALL = """
 #include <mpi.h>
 #include "counted.h"
 int dither_is_mpi(const void *caller) { return caller == 0; }
+int dither_allows(const char *name) { return !name; }
+int dither_refuse(unsigned number, MPI_Comm comm, const char *text) {
+    return (int)number + (comm == MPI_COMM_NULL) + !text;
+}
 DITHER_EXPORT int dither_small(void);
 int dither_small(void) { int here; return PMPI_Initialized(&here); }
 """
@@ -138,6 +144,7 @@ def test_changed_sources_are_built_again(found: build.Mpi, small: Native) -> Non
     assert library(found, sources=small) == second
 
 
+@pytest.mark.full
 def test_another_mpi_is_built_for_itself(found: build.Mpi, small: Native, tmp_path: Path) -> None:
     """The wrapper's answer names include folder and libraries: another MPI, another key."""
     first = library(found, sources=small)
@@ -145,6 +152,7 @@ def test_another_mpi_is_built_for_itself(found: build.Mpi, small: Native, tmp_pa
     assert library(build.Mpi(other, found.launcher), sources=small) != first
 
 
+@pytest.mark.full
 def test_an_updated_mpi_is_noticed(found: build.Mpi, small: Native, tmp_path: Path) -> None:
     shown = tmp_path / "lib"
     shown.mkdir()
@@ -220,3 +228,44 @@ def test_an_installation_without_sources_is_named(
     monkeypatch.setattr(_native, "__file__", str(tmp_path / "_native.so"))
     with pytest.raises(ReduceError, match="install dither again"):
         native()
+
+
+def prebuild(out: Path, core: Path, mpi: Mpi) -> subprocess.CompletedProcess[str]:
+    """As CMake runs it: by a Python that has no package installed."""
+    words = ("--version", __version__, "--core", core, "--native", NATIVE, "--out", out)
+    return subprocess.run(
+        [sys.executable, "-I", "-S", NATIVE / "mpi" / "prebuild.py", *words],
+        env=mpi.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.mark.full
+def test_the_wheels_library_is_taken_by_the_mpi_it_was_built_for(
+    mpi: Mpi, found: build.Mpi, tmp_path: Path
+) -> None:
+    out = tmp_path / "prebuilt"
+    (out / "older").mkdir(parents=True)
+    done = prebuild(out, native().core, mpi)
+    assert done.returncode == 0, done.stderr
+    (folder,) = out.iterdir()
+    assert [path.name for path in folder.iterdir()] == [LIBRARY]
+    told: list[str] = []
+    sources = Native(native().core, NATIVE / "include", NATIVE / "mpi")
+    taken = library(found, told.append, sources=sources, prebuilt=out)
+    assert taken == folder / LIBRARY
+    assert told == []
+    require_loads(taken)
+    # And by no other.
+    assert key(build.Mpi(tmp_path / "mpicc", tmp_path / "mpiexec"), sources) != folder.name
+
+
+def test_a_wheel_is_built_where_no_library_can_be(mpi: Mpi, tmp_path: Path) -> None:
+    done = prebuild(tmp_path / "out", tmp_path / "nowhere.a", mpi)
+    assert done.returncode == 0, done.stderr
+    assert "is not prebuilt" in done.stdout
+    assert "built when first needed" in done.stdout
+    assert list((tmp_path / "out").glob("*")) == []

@@ -7,7 +7,7 @@ import re
 import pytest
 from tests.mpirun.harness import Mpi
 
-from dither.mpirun import build
+from dither.mpirun import build, recipe
 from dither.mpirun.calls import BY_HAND, COUNTED, LOCAL, PROTECTED, REFUSED, Kind, kind_of
 from dither.mpirun.generate import Prototype, prototypes
 
@@ -21,7 +21,7 @@ KEEP_THEIR_BUFFERS = {
 @pytest.fixture
 def functions(mpi: Mpi) -> list[Prototype]:
     found = build.Mpi(mpi.tool("mpicc"), mpi.tool("mpiexec"))
-    return prototypes(build.header(found))
+    return prototypes(recipe.header(found))
 
 
 def test_every_function_of_the_header_is_judged(functions: list[Prototype]) -> None:

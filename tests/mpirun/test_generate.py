@@ -9,13 +9,23 @@ import pytest
 from tests.mpirun.harness import Mpi
 
 from dither.errors import ReduceError
-from dither.mpirun import build
+from dither.mpirun import build, recipe
 from dither.mpirun.calls import BY_HAND, Kind, base_name, kind_of
 from dither.mpirun.generate import Prototype, counted, prototypes, source
 
 SOURCES = Path(__file__).resolve().parents[2] / "native" / "mpi"
 STRICT = ["-std=gnu11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I", str(SOURCES)]
-STUB = '#include "counted.h"\nint dither_is_mpi(const void *caller) { return caller == 0; }\n'
+STUB = """
+#include <mpi.h>
+#include <string.h>
+#include "counted.h"
+int dither_is_mpi(const void *caller) { return caller == 0; }
+int dither_allows(const char *name) { return !strcmp(name, "MPI_Comm_spawn_multiple"); }
+int dither_refuse(unsigned number, MPI_Comm comm, const char *text) {
+    dither_refused[number] += comm == MPI_COMM_SELF && strstr(text, " refused: ");
+    return MPI_ERR_OP;
+}
+"""
 HEADER = """
 # 1 "mpi.h"
 typedef int MPI_Comm;
@@ -47,7 +57,7 @@ def run(*command: str | Path) -> str:
 
 @pytest.fixture
 def functions(mpi: Mpi) -> list[Prototype]:
-    return prototypes(build.header(build.Mpi(mpi.tool("mpicc"), mpi.tool("mpiexec"))))
+    return prototypes(recipe.header(build.Mpi(mpi.tool("mpicc"), mpi.tool("mpiexec"))))
 
 
 @pytest.fixture

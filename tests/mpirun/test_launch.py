@@ -167,7 +167,10 @@ def start() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
         yield begin
 
 
-@pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "USR1"])
+@pytest.mark.parametrize(
+    "name",
+    ["TERM", *(pytest.param(name, marks=pytest.mark.full) for name in ("INT", "HUP", "USR1"))],
+)
 def test_signals_are_passed_on(name: str, start: Callable[[str], subprocess.Popen[str]]) -> None:
     process = start(f"trap 'echo got; exit 9' {name}; echo ready; while :; do sleep 0.02; done")
     process.send_signal(getattr(signal, f"SIG{name}"))
@@ -326,6 +329,7 @@ def test_a_program_runs_pays_and_goes_on(app: Path, tmp_path: Path) -> None:
     assert "releases left in run one" in " ".join(last.stderr.split())
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("mpich")
 def test_a_named_run_goes_on_in_its_own_mode_only(app: Path, tmp_path: Path) -> None:
     words = [*BASE, "--ledger", str(tmp_path / "a"), "--run", "r", "--pool", "0"]
@@ -352,6 +356,7 @@ def test_ranks_that_ran_bare_are_no_success(app: Path, tmp_path: Path) -> None:
     assert (found["exit_status"], found["launcher_status"]) == (0, 3)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("mpich")
 def test_what_is_preloaded_already_stays(app: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.so"
@@ -362,6 +367,7 @@ def test_what_is_preloaded_already_stays(app: Path, tmp_path: Path) -> None:
     assert f"libdither_mpi.so:{other}" in done.stdout
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("mpich")
 def test_a_program_that_is_not_mpi_passes_and_is_named(tmp_path: Path) -> None:
     script = tmp_path / "a=b"
@@ -411,7 +417,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 @pytest.mark.usefixtures("mpich")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)]
+)
 def test_a_launcher_that_is_asked_to_end_ends_its_ranks(
     number: signal.Signals, app: Path, tmp_path: Path
 ) -> None:
@@ -429,6 +437,7 @@ def test_a_launcher_that_is_asked_to_end_ends_its_ranks(
     assert found["ranks"][0]["charged"] == charged
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("mpich")
 def test_a_killed_rank_ends_the_launch(app: Path, tmp_path: Path) -> None:
     process, rank = running(app, tmp_path)
@@ -440,6 +449,7 @@ def test_a_killed_rank_ends_the_launch(app: Path, tmp_path: Path) -> None:
     assert Ledger.open(tmp_path / "a" / "rank-0.sqlite").charged("r") >= 2
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("mpich")
 def test_the_number_of_ranks_is_the_plans(app: Path, tmp_path: Path) -> None:
     """Options of mpiexec that start another number are noticed by the agent."""

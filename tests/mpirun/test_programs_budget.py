@@ -17,7 +17,7 @@ def made(run: Run, rank: int, name: str) -> int:
     return int(line)
 
 
-@pytest.mark.parametrize("path", ["shm", "mpi"])
+@pytest.mark.parametrize("path", ["shm", pytest.param("mpi", marks=pytest.mark.full)])
 def test_exactly_as_many_calls_as_planned(programs: Programs, path: str) -> None:
     run = programs.private("budget", "world", releases=37, path=path)
     assert run.status == 0, run.err
@@ -52,6 +52,7 @@ def test_parts_of_the_ranks_spend_their_own(programs: Programs) -> None:
     assert run.ended()
 
 
+@pytest.mark.full
 def test_a_named_run_goes_on_with_what_is_left(programs: Programs) -> None:
     options: dict[str, Any] = {"releases": 50, "run": "experiment"}
     first = programs.private("budget", "some", "30", **options)
@@ -89,7 +90,7 @@ def check_after_a_crash(run: Run, releases: int) -> None:
     assert run.report["epsilon"] > 0.0
 
 
-@pytest.mark.parametrize("way", ["abort", "kill"])
+@pytest.mark.parametrize("way", [pytest.param("abort", marks=pytest.mark.full), "kill"])
 def test_the_ledger_after_a_rank_ends_badly(programs: Programs, way: str) -> None:
     run = programs.private("ends", way, "12", releases=800)
     assert run.status not in (0, 2)
@@ -109,6 +110,7 @@ def test_the_ledger_after_a_rank_of_three_ends_badly(
     check_after_a_crash(run, 800)
 
 
+@pytest.mark.full
 def test_a_run_goes_on_after_a_crash_with_what_was_not_charged(programs: Programs) -> None:
     options: dict[str, Any] = {"releases": 64, "run": "again"}
     crashed = programs.private("ends", "kill", "12", **options)
@@ -120,12 +122,14 @@ def test_a_run_goes_on_after_a_crash_with_what_was_not_charged(programs: Program
         assert second.charged(rank, "again") == before[rank] + left
 
 
+@pytest.mark.full
 def test_leaving_without_finalize_gives_nothing_back(programs: Programs) -> None:
     run = programs.private("ends", "leave", "12", releases=800)
     check_after_a_crash(run, 800)
     assert [rank["ended"] for rank in run.report["ranks"]] == ["lost", "lost"]
 
 
+@pytest.mark.full
 def test_a_status_of_the_program_is_that_of_the_launch(programs: Programs) -> None:
     run = programs.private("ends", "fail", "3", releases=800)
     assert run.status == 5

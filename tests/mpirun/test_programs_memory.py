@@ -1,14 +1,19 @@
-"""valgrind's view of the library inside programs: no bad access, no unset choice, no leak."""
+"""The library inside programs as valgrind and the compiler's sanitizers see it."""
 
 from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.mpirun.harness import Programs, Run
+from tests.mpirun.harness import PROGRAMS, Mpi, Programs, Run, compile_program
+
+from dither.errors import ReduceError
+from dither.mpirun import recipe
+from dither.mpirun.build import native
 
 pytestmark = [pytest.mark.xdist_group("mpirun"), pytest.mark.timeout(600)]
 
@@ -68,3 +73,85 @@ def test_no_bad_access_and_no_leak(programs: Programs, name: str, path: str) -> 
     assert run.status == 0, run.err
     assert run.ended()
     assert findings(programs.work) == []
+
+
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+# The MPIs leak; of ours valgrind tells.
+ASAN = "ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:exitcode=99"
+
+
+def sanitizer(mpi: Mpi) -> Path:
+    """AddressSanitizer's library: it must come before all others."""
+    done = subprocess.run(
+        [mpi.tool("mpicc"), "-print-file-name=libasan.so"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=mpi.environment(),
+    )
+    found = Path(done.stdout.strip())
+    if not found.is_absolute():
+        pytest.skip("the compiler has no libasan")
+    return found.resolve()
+
+
+@pytest.fixture
+def sanitized(programs: Programs) -> Path:
+    """The library with its checks compiled in, kept for the session."""
+    sanitizer(programs.mpi)
+    folder = programs.built / f"sanitized.{programs.mpi.name}"
+    library = folder / recipe.LIBRARY
+    if not library.exists():
+        folder.mkdir(exist_ok=True)
+        mpi = recipe.Mpi(programs.mpi.tool("mpicc"), programs.mpi.tool("mpiexec"))
+        try:
+            recipe.make(mpi, native(), library, (*SANITIZED, "-O1", "-g"))
+        except ReduceError as error:
+            pytest.skip(f"no sanitizers: {error}")
+    return library
+
+
+def checked(programs: Programs, library: Path, name: str, *words: str, **options: Any) -> Run:
+    """Run a program, its own memory watched too, with that library in the place of the usual."""
+    executable = programs.built / f"{name}.{programs.mpi.name}.sanitized"
+    if not executable.exists():
+        compile_program(programs.mpi, PROGRAMS / f"{name}.c", executable, SANITIZED)
+    prefix = programs.work / "checked"
+    preload = f"LD_PRELOAD={sanitizer(programs.mpi)}:{library}"
+    command = ["env", preload, ASAN, str(executable), str(prefix), *words]
+    return programs.launch(command, 2, prefix, **options)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("path", ["shm", "mpi"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sums", "overlap", "communicators", "persistent", "refused", "clip", "budget", "meet"),
+        *("threads", "callbacks", "fortran_calls", "quiet", "spawn", "arithmetic"),
+    ],
+)
+def test_sanitizers_find_nothing(programs: Programs, sanitized: Path, name: str, path: str) -> None:
+    run = checked(programs, sanitized, name, path=path, pool=1 << 17)
+    assert "Sanitizer" not in run.err, run.err
+    assert "runtime error" not in run.err, run.err
+    assert run.status == 0, run.err
+    assert run.ended()
+
+
+@pytest.mark.full
+def test_sanitizers_find_nothing_when_a_rank_gives_up(programs: Programs, sanitized: Path) -> None:
+    run = checked(programs, sanitized, "given_up", "left")
+    assert "Sanitizer" not in run.err, run.err
+    assert run.status == 0, run.err
+    assert run.ended()
+
+
+@pytest.mark.full
+def test_sanitizers_would_find_something(programs: Programs, sanitized: Path) -> None:
+    """A call of one element more than the buffer has: the library's write is seen."""
+    run = checked(programs, sanitized, "beyond")
+    assert "AddressSanitizer: " in run.err
+    assert " in dm_from_floats " in run.err
+    assert run.status != 0

@@ -24,7 +24,7 @@ def sums(run: Run, rank: int) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("path", ["shm", "mpi"])
+@pytest.mark.parametrize("path", ["shm", pytest.param("mpi", marks=pytest.mark.full)])
 def test_local_noise_follows_the_law(programs: Programs, path: str) -> None:
     """Each rank adds zC, so the sum of two carries √2 of it: independent between ranks."""
     run = programs.private(

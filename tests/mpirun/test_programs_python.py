@@ -22,7 +22,7 @@ def told(run: Run, rank: int) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("path", ["shm", "mpi"])
+@pytest.mark.parametrize("path", ["mpi", pytest.param("shm", marks=pytest.mark.full)])
 def test_buffers_of_all_kinds(programs: Programs, path: str) -> None:
     run = programs.private("sums.py", insecure_zero_noise=True, path=path)
     assert run.status == 0, run.err
@@ -40,6 +40,7 @@ def test_buffers_of_all_kinds(programs: Programs, path: str) -> None:
         assert all(word in text for word in ("MPI_Allreduce", " 1 ", "MPI_DOUBLE", "MPI_MAX")), text
 
 
+@pytest.mark.full
 def test_objects_go_as_messages_and_are_named(programs: Programs) -> None:
     """The lower-case allreduce pickles and sends: no AllReduce at all, so not covered, and said."""
     run = programs.private("objects.py")

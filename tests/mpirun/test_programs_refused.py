@@ -93,6 +93,7 @@ def test_allowed_operations_pass_in_clear_and_are_counted(programs: Programs) ->
     assert run.ended()
 
 
+@pytest.mark.full
 def test_sums_of_other_types_pass_only_by_name(programs: Programs) -> None:
     run = programs.private("refused", allow_clear=("MPI_SUM",))
     assert run.status == 0, run.err

@@ -56,7 +56,7 @@ def test_every_type_and_form_is_exact(programs: Programs, path: str) -> None:
         assert run.calls(form, "refused") == run.calls(form, "cleared") == 0
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.full), 3])
 def test_other_numbers_of_ranks(programs: Programs, ranks: int) -> None:
     check_sums(programs.private("sums", ranks=ranks, **EXACT))
 
@@ -71,6 +71,7 @@ def test_the_program_computes_the_same_without_dither(programs: Programs) -> Non
     check_sums(programs.bare("sums"))
 
 
+@pytest.mark.full
 def test_a_run_without_noise_is_no_private_run(programs: Programs) -> None:
     run = programs.private("quiet", **EXACT)
     assert run.status == 0, run.err
@@ -109,12 +110,13 @@ def test_a_fortran_program(programs: Programs, mpi: Mpi) -> None:
     assert run.ended()
 
 
-@pytest.mark.parametrize("path", ["shm", "mpi"])
+@pytest.mark.parametrize("path", ["shm", pytest.param("mpi", marks=pytest.mark.full)])
 def test_communicators_of_all_makes(programs: Programs, path: str) -> None:
     run = programs.private("communicators", "10", path=path, **EXACT)
     check_communicators(run)
 
 
+@pytest.mark.full
 def test_communicators_of_three_ranks(programs: Programs) -> None:
     check_communicators(programs.private("communicators", "3", ranks=3, **EXACT))
 
@@ -185,7 +187,7 @@ def check_threads(run: Run) -> None:
         assert run.report["ranks"][rank]["releases"] == calls
 
 
-@pytest.mark.parametrize("path", ["shm", "mpi"])
+@pytest.mark.parametrize("path", ["mpi", pytest.param("shm", marks=pytest.mark.full)])
 def test_sums_under_way_on_two_communicators_in_any_order(programs: Programs, path: str) -> None:
     """With so few releases leases are short, and much of the budget is agreed on under way."""
     check_overlap(programs.private("overlap", path=path, releases=300, **EXACT))
@@ -211,7 +213,7 @@ def check_overlap(run: Run) -> None:
     assert run.calls("MPI_Iallreduce", "protected") == run.ranks * 8 * len(WAYS)
 
 
-@pytest.mark.parametrize("path", ["shm", "mpi"])
+@pytest.mark.parametrize("path", ["shm", pytest.param("mpi", marks=pytest.mark.full)])
 def test_first_sums_of_communicators_in_orders_where_nobody_may_wait(
     programs: Programs, path: str
 ) -> None:
@@ -223,7 +225,7 @@ def test_first_sums_of_communicators_in_orders_where_nobody_may_wait(
     assert run.ended()
 
 
-@pytest.mark.parametrize("path", ["shm", "mpi"])
+@pytest.mark.parametrize("path", ["shm", pytest.param("mpi", marks=pytest.mark.full)])
 def test_persistent_sums(programs: Programs, path: str) -> None:
     run = programs.private("persistent", path=path, **EXACT)
     assert run.status == 0, run.err

@@ -35,7 +35,7 @@ def test_the_tap_finds_what_a_bare_program_sends(programs: Programs) -> None:
     assert near(run) > 0
 
 
-@pytest.mark.parametrize("path", ["shm", "mpi"])
+@pytest.mark.parametrize("path", ["shm", pytest.param("mpi", marks=pytest.mark.full)])
 def test_nothing_clear_leaves_a_process_and_nothing_clear_comes_back(
     programs: Programs, path: str
 ) -> None:

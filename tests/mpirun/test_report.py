@@ -117,7 +117,7 @@ def test_calls_and_draws_of_ranks_add_up_and_times_are_the_slowest(facts: Facts)
 
 
 def test_a_refused_extension_is_not_called_passed(facts: Facts) -> None:
-    facts.ranks[0].statistics = [statistics(calls={"MPIX_Allreduce_enqueue": {"counted": 3}})]
+    facts.ranks[0].statistics = [statistics(calls={"MPIX_Allreduce_enqueue": {"refused": 3}})]
     found = report(facts)
     assert found["calls"] == {"MPIX_Allreduce_enqueue": {"refused": 3}}
     assert "NOT COVERED" not in text(found)

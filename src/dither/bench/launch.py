@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,11 +13,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import IO
+
+import psutil
 
 from dither.errors import ReduceError
 
 _GRACE = 5.0
+_ENDING = (signal.SIGTERM, signal.SIGHUP)  # SIGINT raises by itself
 _TOLD = ("bench: ", "dither: MPI_", "expected ")  # how C programs, libdither_mpi and the CLI begin
 
 
@@ -68,7 +73,7 @@ def lines_of(command: Sequence[str], *, limit: float) -> Iterator[str]:
     Raises:
         ReduceError: It failed, or was late; with the last line of its errors.
     """
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+") as errors, _asked_to_end():
         process = subprocess.Popen(  # noqa: S603 - our own module
             list(command),
             stdout=subprocess.PIPE,
@@ -102,16 +107,41 @@ def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
     process.wait()
 
 
+@contextlib.contextmanager
+def _asked_to_end() -> Iterator[None]:
+    """Leave by an exception, not at once, when asked to end: ranks have sessions of their own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+
+    def leave(number: int, _: FrameType | None) -> None:
+        for each in _ENDING:
+            signal.signal(each, signal.SIG_IGN)  # one is enough
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
 def _end(process: subprocess.Popen[str]) -> None:
-    """End mpiexec, which ends its ranks; if it does not, end all that it started."""
+    """End mpiexec, which ends its ranks; then whatever is left of all that it started."""
     if process.poll() is not None:
         return
+    started = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_GRACE)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    _, left = psutil.wait_procs(started, timeout=_GRACE if process.poll() is None else 1.0)
+    for each in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    if process.poll() is None:
+        process.kill()
+    process.wait()
 
 
 def _failure(errors: IO[str], late: str | None, process: subprocess.Popen[str]) -> ReduceError:

@@ -15,8 +15,8 @@ class Kind(StrEnum):
 
     ``protected``: clipped, noised and charged, or refused. ``counted``: moves data to other
     processes or files, is not covered, and is named in the report. ``refused``: would sum
-    contributions in a form that nothing protects. ``local``: moves no data of the program (group
-    and window handling, waiting, types, a barrier).
+    contributions in a form that nothing protects, or start what nothing protects. ``local``: moves
+    no data of the program (group and window handling, waiting, types, a barrier).
     """
 
     PROTECTED = "protected"
@@ -47,9 +47,10 @@ _ONE_SIDED = """
     Put Get Accumulate Get_accumulate Fetch_and_op Compare_and_swap Rput Rget Raccumulate
     Rget_accumulate Win_allocate_shared Win_shared_query
 """
-# Ways to processes that the plan does not know.
+# Ways to processes outside. A sum with them is none on an intercommunicator, and after a merge it
+# has no lattice in the plan, so it is refused; what they send passes.
 _PROCESSES = """
-    Comm_accept Comm_connect Comm_join Comm_spawn Comm_spawn_multiple
+    Comm_accept Comm_connect Comm_join
 """
 _FILES = """
     File_iread File_iread_all File_iread_at File_iread_at_all File_iread_shared File_iwrite
@@ -77,8 +78,25 @@ COUNTED = (
 )
 """Calls that move data and pass as they are."""
 
-REFUSED = _names("MPIX_", "Allreduce_enqueue")
-"""Sums of contributions that no protected form exists for: MPICH's, on a stream of a device."""
+_SPAWN = (
+    "its programs would run without dither, their sums not private; start all ranks by dither "
+    "mpirun -n"
+)
+_ALLOW = ", or run with --allow-clear {name} if they see nothing private"
+REASONS = {
+    "MPIX_Allreduce_enqueue": "it would send contributions in clear; use MPI_Allreduce",
+    "MPIX_Threadcomm_init": "its ranks are threads, which have no accounts; sum over processes",
+    "MPI_Comm_spawn": _SPAWN + _ALLOW.format(name="MPI_Comm_spawn"),
+    "MPI_Comm_spawn_multiple": _SPAWN + _ALLOW.format(name="MPI_Comm_spawn_multiple"),
+}
+"""Why a call is refused, and what to do instead."""
+
+REFUSED = frozenset(REASONS)
+"""Sums of contributions that no protected form exists for (MPICH's: on a stream of a device; of
+threads as ranks), and starts of programs that would run unprotected."""
+
+ALLOWABLE = _names("MPI_", "Comm_spawn Comm_spawn_multiple")
+"""Refused calls that a user may let pass by name."""
 
 _LOCAL = """
     Abi_get_fortran_booleans Abi_get_fortran_info Abi_get_info Abi_get_version
@@ -145,7 +163,7 @@ _LOCAL_EXTENSIONS = """
     Query_cuda_support Query_hip_support Query_rocm_support Query_ze_support
     Request_is_complete Session_create_errhandler_x Start_progress_thread Stop_progress_thread
     Stream_comm_create Stream_comm_create_multiplex Stream_create Stream_free Stream_progress
-    Threadcomm_finish Threadcomm_free Threadcomm_init Threadcomm_start Type_iov Type_iov_len
+    Threadcomm_finish Threadcomm_free Threadcomm_start Type_iov Type_iov_len
     Wait_enqueue Waitall_enqueue Win_create_errhandler_x
 """
 LOCAL = _names("MPI_", _LOCAL) | _names("MPIX_", _LOCAL_EXTENSIONS)

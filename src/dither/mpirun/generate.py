@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dither.errors import ReduceError
-from dither.mpirun.calls import BY_HAND, Kind, base_name, kind_of
+from dither.mpirun.calls import ALLOWABLE, BY_HAND, REASONS, Kind, base_name, kind_of
 
 _ATTRIBUTE = re.compile(r"\b__(?:attribute|declspec|asm)(?:__)?\s*(?=\()")
 _FUNCTION = re.compile(r"\b(int|double|void\s*\*|MPI_\w+)\s*\b(MPIX?_\w+)\s*(?=\()")
@@ -92,13 +92,14 @@ def source(functions: Iterable[Prototype]) -> str:
         '#include <mpi.h>\n#include <stdio.h>\n#include <stdlib.h>\n\n#include "counted.h"\n',
         f"const unsigned dither_counted_total = {len(names)};",
         f"dither_counter dither_counted[{max(len(names), 1)}];",
+        f"dither_counter dither_refused[{max(len(names), 1)}];",
         "const char *const dither_counted_names[] = {",
         *(f'    "{name}",' for name in names or [""]),
         "};\n",
         *(_wrapper(each, number[base_name(each.name)]) for each in chosen),
         "#ifdef OPEN_MPI /* whose Fortran names do not come by C's */",
         _MISSING,
-        *(_fortran(each, number[base_name(each.name)]) for each in chosen if _passes(each)),
+        *(_fortran(each, number[base_name(each.name)]) for each in chosen if _has_fortran(each)),
         "#endif",
     ]
     return "\n".join(parts) + "\n"
@@ -112,39 +113,40 @@ _MISSING = """static void dither_missing(const char *name) {
 """
 
 
-def _passes(function: Prototype) -> bool:
-    return (
-        function.fortran
-        and not function.name.endswith("_c")
-        and kind_of(function.name) is not Kind.REFUSED
+def _has_fortran(function: Prototype) -> bool:
+    return not function.name.endswith("_c") and (
+        function.fortran or kind_of(function.name) is Kind.REFUSED
     )
 
 
 def _wrapper(function: Prototype, number: int) -> str:
     head = f"DITHER_EXPORT int {function.name}({', '.join(function.parameters) or 'void'}) {{"
-    lines = [head, f"    DITHER_COUNT({number});"]
-    if kind_of(function.name) is Kind.REFUSED:
-        lines += _refusal(function)
-    else:
-        lines.append(f"    return P{function.name}({', '.join(function.arguments)});")
-    return "\n".join([*lines, "}\n"])
-
-
-def _refusal(function: Prototype) -> list[str]:
-    given = zip(function.parameters, function.arguments, strict=True)
-    communicator = next(
-        (name for each, name in given if each.startswith("MPI_Comm ")), "MPI_COMM_WORLD"
-    )
-    others = [name for name in function.arguments if name != communicator]
-    return [
-        *(f"    (void){name};" for name in others),
-        (
-            f'    fputs("dither: {function.name} refused: it would send contributions in clear; '
-            'use MPI_Allreduce\\n", stderr);'
-        ),
-        f"    PMPI_Comm_call_errhandler({communicator}, MPI_ERR_OP);",
-        "    return MPI_ERR_OP;",
+    passed = [
+        f"    DITHER_COUNT({number});",
+        f"    return P{function.name}({', '.join(function.arguments)});",
     ]
+    name = base_name(function.name)
+    if kind_of(name) is not Kind.REFUSED:
+        return "\n".join([head, *passed, "}\n"])
+    index = _communicator(function)
+    refusal = _refusal(name, number, function.arguments[index] if index is not None else None)
+    if name in ALLOWABLE:
+        lines = [f'    if (!dither_allows("{name}"))', f"        return {refusal};", *passed]
+    else:
+        unused = [each for i, each in enumerate(function.arguments) if i != index]
+        lines = [*(f"    (void){each};" for each in unused), f"    return {refusal};"]
+    return "\n".join([head, *lines, "}\n"])
+
+
+def _communicator(function: Prototype) -> int | None:
+    """Return which argument is the communicator whose error handler is called."""
+    found = (i for i, each in enumerate(function.parameters) if each.startswith("MPI_Comm "))
+    return next((i for i in found if "*" not in function.parameters[i]), None)
+
+
+def _refusal(name: str, number: int, communicator: str | None) -> str:
+    text = f"{name} refused: {REASONS[name]}"
+    return f'dither_refuse({number}, {communicator or "MPI_COMM_WORLD"}, "{text}")'
 
 
 def _fortran(function: Prototype, number: int) -> str:
@@ -156,6 +158,9 @@ def _fortran(function: Prototype, number: int) -> str:
     lines: list[str] = []
     for form in _MANGLINGS:
         name = form.format(lower=function.name.lower(), upper=function.name.upper())
+        if kind_of(function.name) is Kind.REFUSED:
+            lines += _fortran_refusal(function, name, number, declared)
+            continue
         real = ("P" if name.isupper() else "p") + name
         lines += [
             f"extern void {real}({types}) __attribute__((weak));",
@@ -167,6 +172,20 @@ def _fortran(function: Prototype, number: int) -> str:
             "}",
         ]
     return "\n".join([*lines, ""])
+
+
+def _fortran_refusal(function: Prototype, name: str, number: int, declared: str) -> list[str]:
+    """Return a wrapper that refuses; lengths of texts come after the error code, and are unused."""
+    index, error = _communicator(function), len(function.parameters)
+    given = f"PMPI_Comm_f2c(*(const MPI_Fint *)a{index})" if index is not None else None
+    return [
+        f"DITHER_EXPORT void {name}({declared});",
+        f"DITHER_EXPORT void {name}({declared}) {{",
+        *(f"    (void)a{other};" for other in range(error) if other != index),
+        f"    const int code = {_refusal(function.name, number, given)};",
+        f"    if (a{error}) *(MPI_Fint *)a{error} = code;",
+        "}",
+    ]
 
 
 def _without_attributes(text: str) -> str:

@@ -14,6 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from dither.errors import ConfigError
+from dither.mpirun.calls import ALLOWABLE
 
 Mode = Literal["private", "encrypted", "test"]
 Route = Literal["auto", "shm", "mpi"]
@@ -21,11 +22,12 @@ Route = Literal["auto", "shm", "mpi"]
 MOST_RELEASES = 10**9
 _MOST_RANKS = 1 << 14
 _RUN = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_OPERATION = re.compile(r"MPIX?_[A-Z0-9_]{1,24}")
+_OPERATION = re.compile(r"MPIX?_[A-Za-z0-9_]{1,40}")
 # MPI's own; the library knows no others by name.
 _OPERATIONS = frozenset(
     {"MPI_MAX", "MPI_MIN", "MPI_SUM", "MPI_PROD", "MPI_LAND", "MPI_BAND", "MPI_LOR", "MPI_BOR"}
     | {"MPI_LXOR", "MPI_BXOR", "MPI_MAXLOC", "MPI_MINLOC", "MPI_REPLACE", "MPI_NO_OP"}
+    | ALLOWABLE
 )
 # Options of one value that may begin with a dash, and those whose value may be left out.
 _VALUED = frozenset(
@@ -62,7 +64,8 @@ class MpirunConfig:
         ledger: Folder of the ranks' accounts, rank-R.sqlite. By default the folder mpi-accounts
             of DITHER_HOME. Keep it for as long as the data is used.
         run: Name of the run in the accounts; name an earlier one to go on with what it has left.
-        allow_clear: Operations that may pass unprotected, for instance MPI_MAX; they are counted.
+        allow_clear: Operations that may pass unprotected, for instance MPI_MAX, and
+            MPI_Comm_spawn, whose programs run without dither; they are counted.
         pool: Draws of noise to hold ready; 0 makes noise at the call. Changes speed only.
         warm_pool: Let MPI_Init wait until the pool is full.
         path: auto goes through shared memory; mpi uses MPI's own collectives.

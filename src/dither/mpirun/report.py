@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from dither.mpirun.agent import RankState, named_ranks
-from dither.mpirun.calls import REFUSED
 from dither.mpirun.options import Mode
 from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
@@ -122,13 +121,9 @@ def _calls(ranks: list[RankState]) -> dict[str, dict[str, int]]:
     total: dict[str, dict[str, int]] = {}
     for name, counts in _each(ranks, "calls"):
         known = total.setdefault(name, {})
-        moved = {
-            "refused" if name in REFUSED and key == "counted" else key: count
-            for key, count in counts.items()
-            if key in _COUNTS
-        }
-        for key, count in moved.items():
-            known[key] = known.get(key, 0) + int(count)
+        for key, count in counts.items():
+            if key in _COUNTS:
+                known[key] = known.get(key, 0) + int(count)
     return dict(sorted(total.items()))
 
 
