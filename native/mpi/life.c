@@ -51,9 +51,9 @@ static void open_all(void) {
 void dm_open(void) {
     if (dm.ready) return;
     dm_ours_first();
-    const dm_arithmetic program = dm_arithmetic_enter();
+    const dither_arithmetic program = dither_arithmetic_enter();
     open_all();
-    dm_arithmetic_leave(program);
+    dither_arithmetic_leave(program);
 }
 
 void dm_close(void) {

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "arithmetic.h"
+#include "dither_arithmetic.h"
 #include "counted.h"
 #include "dither.h"
 #include "plan.h"

@@ -1,98 +1,45 @@
 /* Pools of noise made ahead: one for each width of noise that communicators need.
  *
  * Where ranks leave no core idle, making noise between two calls of a loop only takes time from the calls:
- * a pool's thread, once woken, is in the way of the next. So there pools are held from the first call of a loop
- * until no call has come for a while, which a thread of ours finds out. */
-#include <signal.h>
-#include <time.h>
-
+ * so there pools are held during calls, and linger. */
 #include "mpi_core.h"
 
 enum { POOLS_MOST = 8, LOG_LENGTH_MOST = 30, TICK_NS = 1000000, POOL_BLOCK = 65536 };
+
+static const double LINGER = 1e-3; /* seconds */
 
 static struct {
     double sigma;
     dither_pool *pool;
 } pools[POOLS_MOST];
-static int pool_count;
+static _Atomic int pool_count;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-static _Atomic int held, calls_under_way;
-static _Atomic uint64_t calls; /* all so far */
-static pthread_cond_t change = PTHREAD_COND_INITIALIZER;
-static pthread_t watcher;
-static int watched, stopping;
-
-static void hold_all(int on) {
-    for (int i = 0; i < pool_count; i++) dither_pool_hold(pools[i].pool, on);
-}
-
-/* Let go when a whole tick went by without a call. */
-static void *watch(void *unused) {
-    pthread_mutex_lock(&lock);
-    while (!stopping) {
-        if (!held) {
-            pthread_cond_wait(&change, &lock);
-            continue;
-        }
-        const uint64_t seen = calls;
-        pthread_mutex_unlock(&lock);
-        dm_nap(TICK_NS);
-        pthread_mutex_lock(&lock);
-        if (seen != calls || calls_under_way) continue;
-        held = 0;
-        hold_all(0);
-    }
-    pthread_mutex_unlock(&lock);
-    return unused;
-}
-
-static void watch_begin(void) {
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    watched = pthread_create(&watcher, NULL, watch, NULL) == 0;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
 void dm_pools_call(int begins) {
-    if (!watched) return;
-    if (!begins) {
-        atomic_fetch_sub_explicit(&calls_under_way, 1, memory_order_relaxed);
-        return;
-    }
-    atomic_fetch_add_explicit(&calls_under_way, 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&calls, 1, memory_order_relaxed);
-    if (atomic_load_explicit(&held, memory_order_relaxed)) return;
-    pthread_mutex_lock(&lock);
-    if (!held) {
-        hold_all(1);
-        held = 1;
-        pthread_cond_signal(&change);
-    }
-    pthread_mutex_unlock(&lock);
+    if (!dm.crowded) return;
+    const int count = atomic_load_explicit(&pool_count, memory_order_acquire);
+    for (int i = 0; i < count; i++) dither_pool_hold(pools[i].pool, begins);
 }
 
-/* Its thread computes as we do, not as the program does. */
-static int made(double sigma, dither_pool **pool) {
-    const dm_arithmetic program = dm_arithmetic_enter();
-    const dither_status status = dither_pool_new(dm.kernels, dm.key, sigma, dm.plan.pool, pool);
-    dm_arithmetic_leave(program);
-    return status == DITHER_OK;
+static dither_pool *made(double sigma) {
+    dither_pool *pool = NULL;
+    if (dither_pool_new(dm.kernels, dm.key, sigma, dm.plan.pool, &pool) != DITHER_OK) return NULL;
+    if (dm.crowded) dither_pool_linger(pool, LINGER);
+    return pool;
 }
 
 dither_pool *dm_pool_for(double sigma, int log_length) {
     dither_pool *found = NULL;
     if (!dm.plan.pool || sigma > DITHER_MAX_SIGMA_I32 || log_length > LOG_LENGTH_MOST) return NULL;
     pthread_mutex_lock(&lock);
-    for (int i = 0; i < pool_count && !found; i++)
+    const int count = pool_count;
+    for (int i = 0; i < count && !found; i++)
         if (pools[i].sigma == sigma) found = pools[i].pool;
-    if (!found && pool_count < POOLS_MOST && made(sigma, &found)) {
-        if (held) dither_pool_hold(found, 1);
-        pools[pool_count].sigma = sigma;
-        pools[pool_count++].pool = found;
+    if (!found && count < POOLS_MOST && (found = made(sigma))) {
+        pools[count].sigma = sigma;
+        pools[count].pool = found;
+        atomic_store_explicit(&pool_count, count + 1, memory_order_release);
     }
-    if (found && dm.crowded && !watched) watch_begin();
     pthread_mutex_unlock(&lock);
     return found;
 }
@@ -123,11 +70,9 @@ void dm_pools_figures(uint64_t *used, uint64_t *dry, uint64_t *wait_ns) {
 }
 
 void dm_pools_free(void) {
-    pthread_mutex_lock(&lock);
-    stopping = 1;
-    pthread_cond_signal(&change);
-    pthread_mutex_unlock(&lock);
-    if (watched) pthread_join(watcher, NULL);
-    watched = 0;
-    while (pool_count > 0) dither_pool_free(pools[--pool_count].pool);
+    while (pool_count > 0) {
+        const int last = pool_count - 1;
+        pool_count = last; /* calls of other threads hold no pool that is gone */
+        dither_pool_free(pools[last].pool);
+    }
 }

@@ -94,7 +94,7 @@ void dm_parts_start(dm_operation *operation, int paid) {
     dm_group *group = operation->group;
     const dm_sum *sum = &operation->sum;
     int finite = 1;
-    const dm_arithmetic program = dm_arithmetic_enter();
+    const dither_arithmetic program = dither_arithmetic_enter();
     divide(operation);
     dm_pools_call(1);
     const uint64_t began = dm_ticks();
@@ -106,7 +106,7 @@ void dm_parts_start(dm_operation *operation, int paid) {
     const uint64_t clipped = dm_ticks();
     post_all(operation, paid, finite);
     dm_pools_call(0);
-    dm_arithmetic_leave(program);
+    dither_arithmetic_leave(program);
     dm_add(&dm_stats.clip, clipped - began);
     dm_add(&dm_stats.sum, dm_ticks() - clipped);
 }
@@ -134,9 +134,9 @@ static dither_status decode_part(dm_operation *operation, size_t part) {
 }
 
 static dither_status decode(dm_operation *operation, size_t part) {
-    const dm_arithmetic program = dm_arithmetic_enter();
+    const dither_arithmetic program = dither_arithmetic_enter();
     const dither_status status = decode_part(operation, part);
-    dm_arithmetic_leave(program);
+    dither_arithmetic_leave(program);
     return status;
 }
 

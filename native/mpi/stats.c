@@ -88,8 +88,8 @@ char *dm_stats_json(void) {
     buffer to = {.size = 4096 + 128 * (size_t)dither_counted_total};
     to.text = malloc(to.size);
     if (!to.text) return NULL;
-    const dm_arithmetic program = dm_arithmetic_enter();
+    const dither_arithmetic program = dither_arithmetic_enter();
     put_all(&to);
-    dm_arithmetic_leave(program);
+    dither_arithmetic_leave(program);
     return to.text;
 }

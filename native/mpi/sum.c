@@ -203,12 +203,12 @@ static dm_outcome run(dm_group *group, const dm_sum *sum, int worker) {
 }
 
 dm_outcome dm_run(dm_group *group, const dm_sum *sum, int worker) {
-    const dm_arithmetic program = dm_arithmetic_enter();
+    const dither_arithmetic program = dither_arithmetic_enter();
     dm_pools_call(1);
     pthread_mutex_lock(&group->turn);
     const dm_outcome outcome = run(group, sum, worker);
     pthread_mutex_unlock(&group->turn);
     dm_pools_call(0);
-    dm_arithmetic_leave(program);
+    dither_arithmetic_leave(program);
     return outcome;
 }

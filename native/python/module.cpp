@@ -126,7 +126,12 @@ void bind_codec(nb::module_ &m) {
         unlocked([&] { return dither_norm(k.table, type, values.data(), values.shape(0), &norm); });
         return norm;
     }, any, as_is());
-    m.def("clip_factor", dither_clip_factor);
+    m.def("clip_factor", [](double norm, size_t count, double bound) {
+        const dither_arithmetic program = dither_arithmetic_enter();
+        const double factor = dither_clip_factor(norm, count, bound);
+        dither_arithmetic_leave(program);
+        return factor;
+    });
     m.def("encode", [](const Kernels &k, Key &key, double sigma, const Grid &grid, In values, Out message,
                        double factor) {
         uint64_t saturated = 0;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "dither.h"
+#include "dither_arithmetic.h"
 
 namespace nb = nanobind;
 
@@ -119,13 +120,18 @@ template <typename Array> void is_message(const Array &message, const Grid &grid
         throw nb::type_error("the message's integers are not of the wire's width");
 }
 
-// Call the core without the interpreter's lock; a failure becomes an exception with it.
-template <typename Call> void unlocked(Call call) {
+// Call the core without the interpreter's lock, in the arithmetic that it is proved for.
+template <typename Call> dither_status without_lock(Call call) {
     PyThreadState *state = PyEval_SaveThread();
+    const dither_arithmetic program = dither_arithmetic_enter();
     const dither_status status = call();
+    dither_arithmetic_leave(program);
     restore(state);
-    check(status);
+    return status;
 }
+
+// The same; a failure becomes an exception.
+template <typename Call> void unlocked(Call call) { check(without_lock(call)); }
 
 // An array argument as it is: nanobind would else hand a strided array over as a copy, write to that
 // and throw it away.

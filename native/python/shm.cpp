@@ -29,9 +29,7 @@ void check_shm(dither_status status, int culprit) {
 }
 
 template <typename Call> void unlocked_shm(dither_shm *shm, Call call) {
-    PyThreadState *state = PyEval_SaveThread();
-    const dither_status status = call();
-    restore(state);
+    const dither_status status = without_lock(call);
     check_shm(status, shm ? dither_shm_culprit(shm) : -1);
 }
 

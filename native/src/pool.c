@@ -21,6 +21,7 @@
 #endif
 
 #include "codec.h"
+#include "dither_arithmetic.h"
 #include "lattice.h"
 #include "process.h"
 #include "wipe.h"
@@ -93,6 +94,7 @@ static void await_work(dither_pool *pool, unsigned *quiet) {
 static void *produce(void *argument) {
     dither_pool *pool = argument;
     unsigned quiet = atomic_load(&pool->holds);
+    (void)dither_arithmetic_enter();
     yield_to_others();
     pthread_mutex_lock(&pool->lock);
     for (;;) {

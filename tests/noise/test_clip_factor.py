@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dither import _native
 from dither.errors import ConfigError, ReleaseError
@@ -136,3 +137,14 @@ def test_other_factors_are_refused_before_noise_is_used(factor: float) -> None:
         with pytest.raises(ConfigError, match="factor"):
             pool.encode(np.ones(3), GRID, factor=factor)
         assert pool.stats().used == pool.stats().dry == 0
+
+
+def test_a_programs_arithmetic_changes_no_norm() -> None:
+    """Torch can have subnormal numbers flushed to zero; the core counts them all the same."""
+    values = np.full(64, 2.0**-140, np.float32)
+    try:
+        assert torch.set_flush_denormal(True)
+        assert float(torch.from_numpy(values).double().sum()) == 0.0  # the control
+        assert codec.l2_norm(values) == pytest.approx(2.0**-137, rel=1e-9)
+    finally:
+        torch.set_flush_denormal(False)

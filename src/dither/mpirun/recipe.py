@@ -58,7 +58,7 @@ class Native:
     def files(self) -> list[Path]:
         """Return all files that a build reads."""
         own = [path for path in self.sources.iterdir() if path.suffix in {".c", ".h"}]
-        return [self.core, self.include / "dither.h", *sorted(own)]
+        return [self.core, *sorted(self.include.glob("*.h")), *sorted(own)]
 
 
 def make(mpi: Mpi, parts: Native, out: Path, more: Sequence[str] = ()) -> None:
