@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from dither.errors import BudgetExhaustedError, DitherWarning, ReduceError
 from dither.noise.key import Key
-from dither.noise.pool import FreshNoise, Noise, NoisePool
+from dither.noise.pool import FreshNoise, NoisePool
 from dither.privacy.account import Account
 from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
@@ -131,7 +131,7 @@ class PrivateReduce:
         self._open = ExitStack()
         self._pooled = noise_pool
         self._key = Key()
-        self._noise: dict[float, Noise] = {}
+        self._noise: dict[float, FreshNoise | NoisePool] = {}
         self._releases: dict[int, ContributionRelease] = {}
         self._known: dict[tuple[int, str], ContributionRelease] = {}
         self._worker: ThreadPoolExecutor | None = None
@@ -274,7 +274,7 @@ class PrivateReduce:
         self._known[values.size, values.dtype.char] = release
         return release
 
-    def _noise_for(self, dimension: int) -> Noise:
+    def _noise_for(self, dimension: int) -> FreshNoise | NoisePool:
         if not self._pooled or dimension < _SHORTEST_POOLED:
             return self._noise.setdefault(0.0, FreshNoise(self._key))
         sigma = bound_lattice(self.plan, dimension, self.endpoint.world_size).sigma

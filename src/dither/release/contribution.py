@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
 from typing import Any, final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 
 from dither.errors import ConfigError, DitherWarning, ReleaseError
-from dither.noise.codec import decode, message_type
-from dither.noise.pool import Noise, NoisePool, is_private
+from dither.noise.blocks import BlockCodec
+from dither.noise.codec import message_type
+from dither.noise.pool import FreshNoise, NoisePool, is_private
 from dither.privacy.account import Account
 from dither.privacy.events import Relation, SamplerKind, Unit
 from dither.privacy.lattice import Lattice
@@ -114,7 +114,12 @@ class ContributionRelease:
     """
 
     def __init__(
-        self, account: Account, transport: Transport, noise: Noise, *, dimension: int
+        self,
+        account: Account,
+        transport: Transport,
+        noise: FreshNoise | NoisePool,
+        *,
+        dimension: int,
     ) -> None:
         plan = account.plan
         _require_contributions(plan)
@@ -131,9 +136,7 @@ class ContributionRelease:
         self._transport = transport
         self._noise = noise
         self._lattice = bound_lattice(plan, dimension, transport.world_size)
-        self._noise.encode(np.empty(0), self._lattice)  # says now whether it can serve
         self._sum = self._carrier()
-        self._message = np.empty(0, message_type(self._lattice))
 
     @property
     def lattice(self) -> Lattice:
@@ -173,27 +176,36 @@ class ContributionRelease:
                 lattice=self._lattice, noise=self._noise, clip=clip
             )
 
+        codec = BlockCodec(self._lattice, self._noise)
+        block = self._transport.block or self.dimension
+        # Kept: fresh memory costs as much as a pass over it.
+        memory = np.empty(max(min(block, self.dimension), 1), message_type(self._lattice))
+
         def contribute(values: np.ndarray, out: np.ndarray) -> tuple[int, bool]:
             finite, factor = clipped(values, clip)
-            with self._noise.held() if isinstance(self._noise, NoisePool) else nullcontext():
-                return self._in_blocks(finite, out, factor), finite is values
+            codec.hold(True)
+            try:
+                saturated = self._in_blocks(codec, memory, finite, out, factor)
+            finally:
+                codec.hold(False)
+            return saturated, finite is values
 
         return contribute
 
     def _in_blocks(
-        self, values: Float[np.ndarray, " size"], out: Float[np.ndarray, " size"], factor: float
+        self,
+        codec: BlockCodec,
+        memory: Integer[np.ndarray, " block"],
+        values: Float[np.ndarray, " size"],
+        out: Float[np.ndarray, " size"],
+        factor: float,
     ) -> int:
-        step = min(self._transport.block or values.size, values.size)
-        if self._message.size < step:  # kept: fresh memory costs as much as a pass over it
-            self._message = np.empty(step, message_type(self._lattice))
-        message = self._message
         saturated = 0
-        for start in range(0, max(values.size, 1), max(step, 1)):
-            part = values[start : start + step]
-            room = message[: part.size]
-            encoded = self._noise.encode(part, self._lattice, out=room, factor=factor)
-            saturated += encoded.saturated
-            decode(self._transport.all_reduce(room), self._lattice, out=out[start : start + step])
+        for start in range(0, max(values.size, 1), memory.size):
+            part = values[start : start + memory.size]
+            room = memory[: part.size]
+            saturated += codec.encode(part, room, factor)
+            codec.decode(self._transport.all_reduce(room), out[start : start + part.size])
         return saturated
 
 

@@ -26,6 +26,7 @@ NAMES = (
 ANY_TRANSPORT = "*"
 _FORMAT = "dither allreduce table"
 _VERSION = 1
+_MOST_CHOSEN = 1024  # choices remembered: programs send few sizes
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,10 @@ class Table:
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
     @cached_property
+    def _chosen(self) -> dict[tuple[str, tuple[int, ...], int, int], TableRow]:
+        return {}
+
+    @cached_property
     def _groups(self) -> dict[tuple[str, str], dict[int, list[TableRow]]]:
         groups: dict[tuple[str, str], dict[int, list[TableRow]]] = {}
         for row in sorted(self.rows, key=lambda row: (row.world_size, row.from_bytes)):
@@ -119,7 +124,13 @@ class Table:
 
     def choose(self, endpoint: Endpoint, size: int) -> TableRow:
         """Return the row for a message of so many bytes: the same on all ranks."""
-        return self.find(endpoint.kind, layout_of(endpoint.hosts), endpoint.world_size, size)
+        key = endpoint.kind, endpoint.hosts, endpoint.world_size, size
+        row = self._chosen.get(key)
+        if row is None:
+            row = self.find(endpoint.kind, layout_of(endpoint.hosts), endpoint.world_size, size)
+            if len(self._chosen) < _MOST_CHOSEN:
+                self._chosen[key] = row
+        return row
 
     def find(self, transport: str, layout: Layout, world_size: int, size: int) -> TableRow:
         """Return the row of the largest listed number of ranks, then bytes, that are no larger."""
