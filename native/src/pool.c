@@ -41,9 +41,8 @@ struct dither_pool {
     size_t head, tail;      /* blocks ever filled, blocks ever consumed */
     size_t offset;          /* draws used of the tail block */
     int stop, joinable;
-    _Atomic unsigned held;  /* releases under way that keep the thread waiting */
-    _Atomic unsigned holds; /* all so far */
-    _Atomic int asleep;     /* whether the thread waits to be woken */
+    _Atomic uint64_t holds; /* low half: releases under way that keep the thread waiting; high: all so far */
+    _Atomic int wanted;     /* whether there is work for the thread once nobody holds it */
     _Atomic long linger_ns;
     dither_pool_stats stats;
     dither_owner *owner;    /* whose draws these are; behind the ring, wiped with it by `fork` */
@@ -61,24 +60,31 @@ static void yield_to_others(void) {
 #endif
 }
 
+enum { HALF = 32 };
+
+static unsigned held(const dither_pool *pool) { return (uint32_t)atomic_load(&pool->holds); }
+
+static unsigned held_ever(const dither_pool *pool) {
+    return (unsigned)(atomic_load(&pool->holds) >> HALF);
+}
+
 static int is_full(const dither_pool *pool) { return pool->head - pool->tail >= pool->blocks; }
 
-/* It says that it sleeps before it looks, and who ends a hold looks whether it does after that: so one of
- * the two sees the other. */
+/* Who sees work says so before it looks for holds, and who ends a hold looks for work after that: so one of the
+ * two sees the other. Where there is none, the end of a hold wakes nobody. */
 static void sleep_until_woken(dither_pool *pool) {
-    atomic_store(&pool->asleep, 1);
-    if (!pool->stop && (is_full(pool) || atomic_load(&pool->held)))
+    if (!is_full(pool)) atomic_store(&pool->wanted, 1);
+    if (!pool->stop && (is_full(pool) || held(pool)))
         pthread_cond_wait(&pool->space, &pool->lock);
-    atomic_store(&pool->asleep, 0);
 }
 
 /* Wait, with the lock, until a block shall be made. Whoever lingers looks by itself whether holds still come:
  * to be woken after each of them would cost the caller more than what is waited for. */
 static void await_work(dither_pool *pool, unsigned *quiet) {
     while (!pool->stop) {
-        const unsigned holds = atomic_load(&pool->holds);
+        const unsigned holds = held_ever(pool);
         const struct timespec linger = {0, atomic_load(&pool->linger_ns)};
-        if (!atomic_load(&pool->held) && !is_full(pool) && (!linger.tv_nsec || holds == *quiet))
+        if (!held(pool) && !is_full(pool) && (!linger.tv_nsec || holds == *quiet))
             return;
         if (is_full(pool) || !linger.tv_nsec) {
             sleep_until_woken(pool);
@@ -87,13 +93,13 @@ static void await_work(dither_pool *pool, unsigned *quiet) {
         pthread_mutex_unlock(&pool->lock);
         (void)nanosleep(&linger, NULL);
         pthread_mutex_lock(&pool->lock);
-        if (!atomic_load(&pool->held) && holds == atomic_load(&pool->holds)) *quiet = holds;
+        if (!held(pool) && holds == held_ever(pool)) *quiet = holds;
     }
 }
 
 static void *produce(void *argument) {
     dither_pool *pool = argument;
-    unsigned quiet = atomic_load(&pool->holds);
+    unsigned quiet = held_ever(pool);
     (void)dither_arithmetic_enter();
     yield_to_others();
     pthread_mutex_lock(&pool->lock);
@@ -126,7 +132,8 @@ static dither_status start(dither_pool *pool) {
     pthread_mutex_init(&pool->taking, NULL);
     pthread_cond_init(&pool->space, NULL);
     pool->stop = 0;
-    pool->held = 0;
+    pool->holds = 0;
+    pool->wanted = 0;
     pool->stats.running = 1;
     /* Signals are for the program's own threads: it may have blocked one to wait for it. */
     sigfillset(&all);
@@ -230,15 +237,15 @@ void dither_pool_linger(dither_pool *pool, double seconds) {
 }
 
 void dither_pool_hold(dither_pool *pool, int on) {
-    adopt(pool);
     if (on) {
-        atomic_fetch_add(&pool->held, 1);
-        atomic_fetch_add(&pool->holds, 1);
+        atomic_fetch_add(&pool->holds, ((uint64_t)1 << HALF) + 1);
         return;
     }
-    unsigned held = atomic_load(&pool->held); /* none in a child that was forked meanwhile */
-    while (held > 0 && !atomic_compare_exchange_weak(&pool->held, &held, held - 1)) continue;
-    if (held != 1 || !atomic_load(&pool->asleep)) return;
+    uint64_t seen = atomic_load(&pool->holds); /* none in a child that was forked meanwhile */
+    while ((uint32_t)seen > 0 && !atomic_compare_exchange_weak(&pool->holds, &seen, seen - 1)) continue;
+    if ((uint32_t)seen != 1 || !atomic_load(&pool->wanted) || !atomic_exchange(&pool->wanted, 0))
+        return;
+    adopt(pool); /* not before: it asks the system who we are, which costs more than a short release */
     pthread_mutex_lock(&pool->lock);
     pthread_cond_signal(&pool->space);
     pthread_mutex_unlock(&pool->lock);
@@ -263,7 +270,11 @@ static void give_back(dither_pool *pool, size_t count) {
     if (pool->offset == BLOCK) {
         pool->offset = 0;
         pool->tail++;
-        if (!atomic_load(&pool->held)) pthread_cond_signal(&pool->space);
+        atomic_store(&pool->wanted, 1);
+        if (!held(pool)) {
+            atomic_store(&pool->wanted, 0);
+            pthread_cond_signal(&pool->space);
+        }
     }
     pthread_mutex_unlock(&pool->lock);
 }
