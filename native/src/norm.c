@@ -38,5 +38,7 @@ double dither_clip_factor(double norm, size_t count, double bound) {
     if (!(bound >= 0x1p-400 && bound <= 0x1p400) || !(norm >= 0)) return 0;
     const double most = norm * (1 + dither_norm_error(count));
     /* Each step rounds by 2^-53 at most, and so does each product: 2^-50 covers all of them. */
-    return most <= bound * (1 - 0x1p-50) ? 1 : bound / most * (1 - 0x1p-50);
+    if (most <= bound * (1 - 0x1p-50)) return 1;
+    const double factor = bound / most * (1 - 0x1p-50);
+    return factor < 0x1p-960 ? 0 : factor; /* subnormal numbers round by more */
 }

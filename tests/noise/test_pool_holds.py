@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from tests.noise.processes import in_child
-from tests.noise.test_pool import BLOCK, SIGMA, full, take
+from tests.noise.test_pool import BLOCK, SIGMA, WIDE, full, take
 
+from dither.errors import NoiseError
+from dither.noise.blocks import BlockCodec
 from dither.noise.pool import NoisePool
 
 
@@ -44,3 +47,12 @@ def test_a_child_of_a_held_pool_is_not_held() -> None:
         with pool.held():
             ready = in_child(lambda: str(full(pool).ready).encode())
     assert int(ready) > 0
+
+
+def test_a_pool_that_is_closed_under_a_hold_is_said_to_be_closed() -> None:
+    pool = NoisePool(SIGMA)
+    codec = BlockCodec(WIDE, pool)
+    with codec.held():
+        pool.close()
+    with pytest.raises(NoiseError, match="an open pool"), codec.held():
+        pass

@@ -247,3 +247,58 @@ def test_a_ledger_that_was_rolled_back_is_not_charged(ledger: Ledger, plan: Plan
     with pytest.raises(LedgerBehindError):
         account.charge(plan.event)
     assert _leases(ledger) == [1]
+
+
+def test_nothing_is_returned_to_a_ledger_that_was_rolled_back(ledger: Ledger, plan: Plan) -> None:
+    """Its charge is gone with the entry: returned, it would be taken off twice, and unseen."""
+    account = Account(ledger, RUN, dataclasses.replace(plan, steps=400), lease=10)
+    for _ in range(10):
+        account.charge(plan.event)
+    older = ledger.path.read_bytes()
+    account.charge(plan.event)
+    ledger.path.write_bytes(older)
+    account.give_back()
+    assert ledger.charged(RUN) == 10
+    with pytest.raises(LedgerBehindError):
+        account.charge(plan.event)
+
+
+def test_a_handler_that_returns_a_lease_during_a_charge_does_not_wait_for_itself(
+    ledger: Ledger, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = Account(ledger, RUN, dataclasses.replace(plan, steps=400), lease=10)
+    charge = Ledger.lease
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        account.give_back()
+        return charge(*args, **options)
+
+    monkeypatch.setattr(Ledger, "lease", interrupted)
+    for _ in range(11):
+        account.charge(plan.event)
+    assert ledger.charged(RUN) == 20
+
+
+def test_a_child_with_its_parents_number_has_no_lease(
+    ledger: Ledger, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the first process of a namespace of its own, say."""
+    account = Account(ledger, RUN, dataclasses.replace(plan, steps=400), lease=10)
+    account.charge(plan.event)
+    number = os.getpid()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(os, "getpid", lambda: number)
+        account.charge(plan.event)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert _leases(ledger) == [10, 10]
+
+
+def test_a_lease_that_is_no_whole_number_is_refused(ledger: Ledger, plan: Plan) -> None:
+    """Of those that the suite's own checks of types let through."""
+    with pytest.raises(ReleaseError, match="a lease of at least 1"):
+        Account(ledger, RUN, plan, lease=True)
+    Ledger.open(ledger.path)

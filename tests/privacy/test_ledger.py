@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import dp_accounting
@@ -321,3 +322,12 @@ def test_parts_of_a_run_belong_to_it_and_have_limits_of_their_own(
     assert [count for _, count in ledger.events(RUN)] == [3, 2]
     assert [count for _, count in ledger.events(f"{RUN}/quantile")] == [2]
     assert ledger.epsilon(1e-6, RUN) > plan.epsilon(3)
+
+
+def test_a_count_that_is_no_whole_number_is_refused_unwritten(ledger: Ledger) -> None:
+    """The file would keep another number than the one in the hash, and be refused for ever."""
+    ledger.charge(RUN, EVENT, 3, limit=10)
+    for write in (partial(ledger.charge, limit=10), ledger.give_back):
+        with pytest.raises(LedgerError, match="a whole number"):
+            write(RUN, EVENT, True)  # others the suite's checks of types see first
+    assert Ledger.open(ledger.path).charged(RUN) == 3

@@ -16,12 +16,12 @@ import torch
 from dither.errors import ConfigError, DitherWarning, PeerError, ReduceError
 from dither.privacy.ledger import Ledger
 from dither.reduce.all_reduce import all_reduce, close_all_reduce
-from dither.reduce.arrays import check_arrays
 from dither.reduce.endpoint import Endpoint
 from dither.reduce.private_reduce import PrivateReduce, Promise
 from dither.reduce.transports.mpi import Mpi
 from dither.reduce.transports.threads import run_ranks, try_ranks
 from dither.reduce.transports.torch_distributed import TorchDistributed
+from dither.release.arrays import check_arrays
 
 PROMISE: dict[str, Any] = {"clip": 1.0, "releases": 50, "delta": 1e-5, "noise_multiplier": 0.03}
 

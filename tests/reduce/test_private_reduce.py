@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from dither.privacy.ledger import Ledger
 from dither.privacy.trust import parse_trust
 from dither.reduce.endpoint import Buffer, Endpoint
 from dither.reduce.private_reduce import PrivateReduce, Promise
-from dither.reduce.protections.private import Reduced
+from dither.reduce.protections.private import BLOCK, Reduced
 from dither.reduce.transports.threads import run_ranks
 from dither.release.release import require_masks
 
@@ -341,3 +342,37 @@ def test_a_clean_end_returns_what_the_lease_has_left(tmp_path: Path) -> None:
     on_ranks(2, act, tmp_path, run="run", promised=lambda _: promise(releases=1000))
     for rank in range(2):
         assert Ledger.open(tmp_path / f"rank-{rank}.sqlite").charged("run") == 3
+
+
+def test_memory_that_others_may_write_to_is_copied_first(tmp_path: Path) -> None:
+    """Beside the values another address of the same memory: results would be contributed again."""
+    size = 3 * BLOCK
+    with (tmp_path / "memory").open("wb") as file:
+        file.truncate(8 * size)
+    whole = np.memmap(tmp_path / "memory", np.float32, "r+", shape=(2 * size,))
+    again = np.memmap(tmp_path / "memory", np.float32, "r+", shape=(2 * size,))
+    values, out = whole[:size], again[BLOCK : BLOCK + size]
+    values[:] = 2.0 / math.sqrt(size)  # clipped to half of it; contributed again, a quarter
+
+    def act(reduce: PrivateReduce) -> np.ndarray:
+        return reduce(np.asarray(values), np.asarray(out)).copy()
+
+    (found,) = on_ranks(
+        1, act, tmp_path / "accounts", promised=lambda _: promise(noise_multiplier=0.03)
+    )
+    assert abs(float(found[BLOCK:].sum()) * math.sqrt(size) / (size - BLOCK) - 1.0) < 0.25
+
+
+def test_a_group_that_closes_itself_in_a_callback_is_closed(tmp_path: Path) -> None:
+    def act(reduce: PrivateReduce) -> bool:
+        closed = threading.Event()
+
+        def close(_: object) -> None:
+            reduce.close()
+            closed.set()
+
+        zeros = np.zeros(5, np.float32)
+        reduce.start(zeros, np.empty_like(zeros)).add_done_callback(close)
+        return closed.wait(30.0)
+
+    assert on_ranks(1, act, tmp_path) == [True]

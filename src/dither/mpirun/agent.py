@@ -310,12 +310,12 @@ class Agent:
             raise _RefusedError("a lease of that size cannot be")
         ledger, plan = state.ledger, self._plan
         try:
-            ledger.require(state.head)  # not rolled back since the last lease
-            granted = ledger.charge(self._run, plan.event, count, limit=plan.steps)
+            granted, state.head = ledger.lease(
+                self._run, plan.event, count, limit=plan.steps, seen=state.head
+            )
             connection.leased += granted
             state.charged += granted
             state.left -= granted
-            state.head = ledger.head()
         except BudgetExhaustedError:
             state.left = 0
             return "granted 0 0"
@@ -341,11 +341,10 @@ class Agent:
 
     def _give_back(self, state: RankState, count: int) -> None:
         try:
-            state.ledger.require(state.head)
-            state.ledger.give_back(self._run, self._plan.event, count)
+            head = state.ledger.give_back(self._run, self._plan.event, count, seen=state.head)
             state.charged -= count
             state.left += count
-            state.head = state.ledger.head()
+            state.head = head or state.head
         except (LedgerError, OutputError) as error:  # too much stays charged: safe, but said
             state.error = str(error)
 

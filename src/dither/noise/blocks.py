@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, final
 
 import numpy as np
@@ -71,10 +73,25 @@ class BlockCodec:
         except _native.StatusError as error:
             raise _ours(error) from None
 
-    def hold(self, on: bool) -> None:
-        """Have the pool, where there is one, make nothing ahead until it is let go."""
-        if self._pool is not None:
-            self._pool.hold(on)
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have the pool, where there is one, make nothing ahead meanwhile.
+
+        Raises:
+            NoiseError: The pool is closed.
+        """
+        if self._pool is None:
+            yield
+            return
+        try:
+            self._pool.hold(True)
+        except _native.StatusError as error:
+            raise _ours(error) from None
+        try:
+            yield
+        finally:
+            with suppress(_native.StatusError):  # closed meanwhile: nothing is held
+                self._pool.hold(False)
 
 
 def _ours(error: Exception) -> DitherError:

@@ -7,6 +7,7 @@ import math
 import os
 import threading
 import time
+import weakref
 
 from dither.errors import LedgerError, OutputError, ReleaseError
 from dither.privacy.events import Event
@@ -51,9 +52,9 @@ class Account:
         records: str | None = None,
         insecure: str | None = None,
     ) -> None:
-        if lease is not None and lease < 1:
+        if lease is not None and (type(lease) is not int or lease < 1):
             raise ReleaseError(
-                expected="a lease of at least 1 release", got=str(lease), fix="choose 64"
+                expected="a lease of at least 1 release", got=repr(lease), fix="choose 64"
             )
         ledger.require_kind(plan.unit, plan.relation)
         ledger.record_plan(run, {"plan": plan.to_json(), "records": records})
@@ -71,6 +72,7 @@ class Account:
         self._head = ledger.head()
         self._owner = os.getpid()
         self._lock = threading.Lock()
+        _accounts.add(self)
 
     def __reduce__(self) -> str:
         raise ReleaseError(
@@ -105,7 +107,7 @@ class Account:
             )
         self._forget_if_forked()
         with self._lock:
-            if self._ready == 0:
+            if self._ready <= 0:
                 self._take_lease()
             self._ready -= 1
 
@@ -114,19 +116,47 @@ class Account:
         if now - self._leased_at < _LEASE_SECONDS:
             self._lease = min(2 * self._lease, self._most)
         limit, seen = self.plan.steps, self._head  # not rolled back since the last lease
-        self._ready = self.ledger.charge(self.run, self._event, self._lease, limit=limit, seen=seen)
-        self._head, self._leased_at = self.ledger.head(), now
+        self._ready, self._head = self.ledger.lease(
+            self.run, self._event, self._lease, limit=limit, seen=seen
+        )
+        self._leased_at = now
 
     def give_back(self) -> None:
-        """Return what the lease has left, at a clean end. Where it cannot be, it stays charged."""
+        """Return what the lease has left, at a clean end.
+
+        Where it cannot be returned it stays charged: in the middle of a charge (a signal's handler
+        may come then), with a full disk, or in a ledger that was rolled back, which the next charge
+        then refuses.
+        """
         self._forget_if_forked()
-        with self._lock, contextlib.suppress(LedgerError, OutputError):
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             left, self._ready = self._ready, 0  # first: never both returned and used
-            self.ledger.give_back(self.run, self._event, left)
-            self._head = self.ledger.head()
+            with contextlib.suppress(LedgerError, OutputError):
+                head = self.ledger.give_back(self.run, self._event, left, seen=self._head)
+                self._head = head or self._head
+        finally:
+            self._lock.release()
 
     def _forget_if_forked(self) -> None:
         if os.getpid() != self._owner:
-            self._owner = os.getpid()
-            self._ready = 0
-            self._lock = threading.Lock()
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop the lease: it is another process's, of which this one is a copy."""
+        self._owner = os.getpid()
+        self._ready = 0
+        self._lock = threading.Lock()
+
+
+# Told by the interpreter: a child may come to have its parent's number.
+_accounts: weakref.WeakSet[Account] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for account in list(_accounts):
+        account.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -150,8 +150,8 @@ class Ledger:
         """Durably charge up to ``count`` more releases of a run, never beyond ``limit`` in all.
 
         Check and write are one transaction, so two processes of one run cannot together exceed
-        the limit. When this returns, the charge is on disk. It takes as long for an account of many
-        entries as for one of few.
+        the limit. When this returns, the charge is on disk. Entries of before are not read again,
+        only added up.
 
         Args:
             run: The run that is charged.
@@ -166,7 +166,15 @@ class Ledger:
         Raises:
             BudgetExhaustedError: The run has charged its limit.
             LedgerBehindError: The ledger was rolled back since ``seen``.
+            LedgerError: The count is no whole number.
         """
+        return self.lease(run, event, count, limit=limit, seen=seen)[0]
+
+    def lease(
+        self, run: str, event: Event, count: int, *, limit: int, seen: Head | None = None
+    ) -> tuple[int, Head]:
+        """Do what `charge` does; return also the entry that it wrote, to be ``seen`` next time."""
+        count = _whole(count)
         with self._transaction() as database:
             if seen is not None:
                 self._require_head(database, seen)
@@ -178,10 +186,12 @@ class Ledger:
                     got=f"{charged} charged for run {run}",
                     fix="stop here, or make a new plan with more budget",
                 )
-            self._insert(database, run=run, kind="lease", event=event, count=granted)
-        return granted
+            head = self._insert(database, run=run, kind="lease", event=event, count=granted)
+        return granted, head
 
-    def give_back(self, run: str, event: Event, count: int) -> None:
+    def give_back(
+        self, run: str, event: Event, count: int, *, seen: Head | None = None
+    ) -> Head | None:
         """Return charged releases that were not made and never will be.
 
         Only who holds a lease knows that: call it once, when the lease's holder has ended well and
@@ -191,13 +201,22 @@ class Ledger:
             run: The run that was charged.
             event: What one release costs.
             count: How many; 0 writes nothing.
+            seen: The entry that charged them, or a later one, which must be there still: in a
+                ledger that was rolled back the charge is gone, and would be taken off twice.
+
+        Returns:
+            The entry that it wrote; None without any.
 
         Raises:
-            LedgerError: More than the run has charged for that event.
+            LedgerError: More than the run has charged for that event, or no whole number.
+            LedgerBehindError: The ledger was rolled back since ``seen``.
         """
+        count = _whole(count)
         if count == 0:
-            return
+            return None
         with self._transaction() as database:
+            if seen is not None:
+                self._require_head(database, seen)
             charged = charged_by(database, run, event)
             if not 0 < count <= charged:
                 raise LedgerError(
@@ -205,7 +224,7 @@ class Ledger:
                     got=str(count),
                     fix="return what a lease has left, once",
                 )
-            self._insert(database, run=run, kind="returned", event=event, count=count)
+            return self._insert(database, run=run, kind="returned", event=event, count=count)
 
     def record_plan(self, run: str, detail: dict[str, Any]) -> None:
         """Write down what a run promises, before its first charge.
@@ -282,14 +301,14 @@ class Ledger:
         event: Event | None = None,
         count: int = 0,
         detail: dict[str, Any] | None = None,
-    ) -> None:
+    ) -> Head:
         head = head_of(database)
         text = event_text(event)
         details = json.dumps(detail or {}, sort_keys=True)
         row = (head.sequence + 1, _now(), run, kind, text, count, details)
-        database.execute(
-            "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, entry_hash(head.hash, row))
-        )
+        written = Head(head.sequence + 1, entry_hash(head.hash, row))
+        database.execute("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, written.hash))
+        return written
 
     def require_kind(self, unit: Unit, relation: Relation, *, sensitive: bool = False) -> None:
         """Refuse a plan of another unit or relation than the account's.
@@ -309,6 +328,17 @@ class Ledger:
                 got=f"one marked as not sensitive in {self.path}",
                 fix="open a new account for these records; the mark of an old one is fixed",
             )
+
+
+def _whole(count: object) -> int:
+    """Return a count; of another number SQLite would store something else than what is hashed."""
+    if type(count) is int:
+        return count
+    raise LedgerError(
+        expected="a whole number of releases",
+        got=f"{count!r}, {type(count).__name__}",
+        fix="count releases as int; nothing was written",
+    )
 
 
 def _now() -> str:

@@ -141,8 +141,14 @@ def head_of(database: sqlite3.Connection) -> Head:
 
 def has_entry(database: sqlite3.Connection, head: Head) -> bool:
     """Return whether an entry is there, and as it was."""
-    row = database.execute("SELECT hash FROM entry WHERE seq=?", (head.sequence,)).fetchone()
-    return row is not None and row[0] == head.hash
+    row = database.execute("SELECT * FROM entry WHERE seq=?", (head.sequence,)).fetchone()
+    before = database.execute(
+        "SELECT hash FROM entry WHERE seq=?1 - 1 UNION ALL SELECT hash FROM header WHERE ?1 = 1",
+        (head.sequence,),
+    ).fetchone()
+    if row is None or before is None or row[-1] != head.hash:
+        return False
+    return entry_hash(before[0], tuple(row[:-1])) == head.hash
 
 
 def charged_by(database: sqlite3.Connection, run: str, event: Event | None = None) -> int:

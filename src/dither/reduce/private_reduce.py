@@ -25,13 +25,13 @@ from dither.privacy.plan import Plan
 from dither.privacy.trust import LOCAL, Trust
 from dither.reduce.agreement import Agreement, Terms, consent, gather
 from dither.reduce.algorithms.auto import current_table
-from dither.reduce.arrays import check_arrays
 from dither.reduce.endpoint import Endpoint
 from dither.reduce.protections.keys import Authentication
 from dither.reduce.protections.masked import Masks
 from dither.reduce.protections.private import BLOCK, Reduced, SharedMemoryReduced
 from dither.reduce.rank_ledger import open_rank_ledger
 from dither.reduce.transports.shared_memory import SharedMemory
+from dither.release.arrays import check_arrays
 from dither.release.contribution import ContributionRelease, bound_lattice, contribution_plan
 from dither.release.transport import Transport
 
@@ -135,6 +135,7 @@ class PrivateReduce:
         self._releases: dict[int, ContributionRelease] = {}
         self._known: dict[tuple[int, str], ContributionRelease] = {}
         self._worker: ThreadPoolExecutor | None = None
+        self._worker_thread = 0
         self._started: Future[np.ndarray] | None = None
         self.account = self._account(ledger, run, lease)
         self._left = self._fewest_left()
@@ -187,9 +188,14 @@ class PrivateReduce:
         with self._starting:
             self._require_whole()
             if self._worker is None:
-                self._worker = ThreadPoolExecutor(1, thread_name_prefix="dither-reduce")
+                self._worker = ThreadPoolExecutor(
+                    1, thread_name_prefix="dither-reduce", initializer=self._note_worker
+                )
             self._started = self._worker.submit(self._call, values.copy(), out)
             return self._started
+
+    def _note_worker(self) -> None:
+        self._worker_thread = threading.get_ident()
 
     def settle(self) -> None:
         """Wait until all calls of `start` have ended, well or not: calls keep one order."""
@@ -217,8 +223,8 @@ class PrivateReduce:
         Closing twice is harmless.
         """
         with self._starting:
-            if self._worker is not None:
-                self._worker.shutdown()
+            if self._worker is not None:  # one that closes itself cannot wait for itself
+                self._worker.shutdown(wait=threading.get_ident() != self._worker_thread)
             self._broken = self._broken or "being closed"
             self._open.close()
             self.account.give_back()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from typing import Any, final
 
@@ -16,6 +17,7 @@ from dither.privacy.account import Account
 from dither.privacy.events import Relation, SamplerKind, Unit
 from dither.privacy.lattice import Lattice
 from dither.privacy.plan import CLIP_RANGE, Plan
+from dither.release.arrays import check_arrays, own_memory
 from dither.release.release import require_masks
 from dither.release.transport import Contribute, FusedTransport, Transport, clipped
 
@@ -157,12 +159,14 @@ class ContributionRelease:
             BudgetExhaustedError: The plan has no release left; nothing was sent.
             ReduceError: There is no sum; the release stays charged.
         """
-        if values.size > self.dimension or out.size != values.size:
+        check_arrays(values, out)
+        if values.size > self.dimension:
             raise ConfigError(
-                expected=f"at most {self.dimension} values and as many results",
-                got=f"{values.size} and {out.size}",
+                expected=f"at most {self.dimension} values",
+                got=str(values.size),
                 fix="make a release for the larger dimension",
             )
+        values = own_memory(values)
         self.account.charge(self._event)
         saturated, finite = self._sum(values, out)
         if not finite:
@@ -180,14 +184,12 @@ class ContributionRelease:
         block = self._transport.block or self.dimension
         # Kept: fresh memory costs as much as a pass over it.
         memory = np.empty(max(min(block, self.dimension), 1), message_type(self._lattice))
+        one_at_a_time = threading.Lock()
 
         def contribute(values: np.ndarray, out: np.ndarray) -> tuple[int, bool]:
             finite, factor = clipped(values, clip)
-            codec.hold(True)
-            try:
+            with one_at_a_time, codec.held():
                 saturated = self._in_blocks(codec, memory, finite, out, factor)
-            finally:
-                codec.hold(False)
             return saturated, finite is values
 
         return contribute

@@ -205,8 +205,10 @@ def _train(
 
 
 def _end(parts: Parts, last: int, position: _Position, stop: Stop) -> None:
-    if parts.account is not None:
-        parts.account.give_back()
+    accounts = parts.account, None if parts.adaptive is None else parts.adaptive.account
+    for account in accounts:
+        if account is not None:
+            account.give_back()
     if position.step < last and stop():
         raise StoppedError(
             expected=f"to reach step {last}",

@@ -230,8 +230,11 @@ class SharedMemory(Endpoint):
         def contribute(values: np.ndarray, out: np.ndarray) -> tuple[int, bool]:
             try:
                 return native(values, out)
-            except (_native.StatusError, TypeError, ValueError) as error:
+            except (TypeError, ValueError):
                 _arrays(values, out)  # says what is wrong with them, if that is it
+                raise
+            except _native.StatusError as error:
+                _arrays(values, out)
                 raise core_refusal(error) from None
 
         return contribute

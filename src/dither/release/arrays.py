@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import numpy as np
+import torch
 
 from dither.errors import ConfigError
 
@@ -41,16 +43,43 @@ def check_arrays(values: Any, out: Any) -> None:
         )
 
 
+def own_memory(values: np.ndarray) -> np.ndarray:
+    """Return values that no other process writes to: a copy where they lie in mapped memory.
+
+    What changes after the norm was taken would leave beyond the clip bound, and a result may come
+    to lie in the same memory under another address. Threads of this process are the caller's to
+    keep away.
+    """
+    return values.copy() if _is_mapped(values) else values
+
+
+def _is_mapped(array: np.ndarray) -> bool:
+    owner: Any = array
+    while owner is not None:
+        if isinstance(owner, np.memmap | mmap.mmap):
+            return True
+        if isinstance(owner, torch.Tensor):
+            return bool(owner.is_shared())  # type: ignore[no-untyped-call]
+        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
+    return False
+
+
 def _check_array(array: Any) -> None:
+    problem = None
     if not isinstance(array, np.ndarray):
+        problem = type(array).__name__
+    elif isinstance(array, np.ma.MaskedArray):
+        problem = "a masked array, whose masked values would count"
+    elif array.ndim != 1 or array.dtype not in _TYPES:
+        problem = f"{array.dtype} of shape {array.shape}"
+    elif not array.flags.c_contiguous:
+        problem = "a strided view"
+    elif not array.flags.aligned:
+        problem = "memory that is not aligned"
+    if problem is not None:
         raise ConfigError(
-            expected="a numpy array", got=type(array).__name__, fix="convert it first"
-        )
-    flags, dtype = array.flags, array.dtype
-    if not (array.ndim == 1 and flags.c_contiguous and flags.aligned and dtype in _TYPES):
-        raise ConfigError(
-            expected="a flat, contiguous array of float32 or float64",
-            got=f"{dtype} of shape {array.shape}",
+            expected="a flat, contiguous numpy array of float32 or float64",
+            got=problem,
             fix="convert it: what cannot be protected is never sent",
         )
 
