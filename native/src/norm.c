@@ -40,5 +40,5 @@ double dither_clip_factor(double norm, size_t count, double bound) {
     /* Each step rounds by 2^-53 at most, and so does each product: 2^-50 covers all of them. */
     if (most <= bound * (1 - 0x1p-50)) return 1;
     const double factor = bound / most * (1 - 0x1p-50);
-    return factor < 0x1p-960 ? 0 : factor; /* subnormal numbers round by more */
+    return factor < 0x1p-1022 ? 0 : factor; /* subnormal numbers round by more */
 }

@@ -148,3 +148,13 @@ def test_a_programs_arithmetic_changes_no_norm() -> None:
         assert codec.l2_norm(values) == pytest.approx(2.0**-137, rel=1e-9)
     finally:
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize(("largest", "bound"), [(1e300, 1.0), (1e308, 1e-9), (1e154, 1e-100)])
+def test_huge_contributions_end_on_the_bound_or_at_zero(largest: float, bound: float) -> None:
+    """Never beyond it, also where the factor is a subnormal number, which rounds by more."""
+    values = np.full(1, largest)
+    factor = codec.clip_factor(values, bound)
+    squares = sum((Fraction(float(value * factor)) ** 2 for value in values), Fraction(0))
+    assert squares <= Fraction(bound) ** 2
+    assert squares == 0 if bound / largest < 1e-310 else squares > Fraction(bound) ** 2 / 2
