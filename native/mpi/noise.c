@@ -72,7 +72,7 @@ void dm_pools_figures(uint64_t *used, uint64_t *dry, uint64_t *wait_ns) {
 void dm_pools_free(void) {
     while (pool_count > 0) {
         const int last = pool_count - 1;
-        pool_count = last; /* calls of other threads hold no pool that is gone */
+        pool_count = last; /* first: a call that holds pools must not meet one that is gone */
         dither_pool_free(pools[last].pool);
     }
 }

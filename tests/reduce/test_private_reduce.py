@@ -229,8 +229,9 @@ def test_another_length_or_type_on_one_rank_is_refused_on_all(
         np.zeros(4, ">f4"),
         np.zeros((2, 2), np.float32),
         np.zeros(8, np.float32)[::2],
+        np.ma.array(np.zeros(4, np.float32), mask=[False, True, False, False]),
     ],
-    ids=["int32", "float16", "big endian", "matrix", "strided"],
+    ids=["int32", "float16", "big endian", "matrix", "strided", "masked"],
 )
 def test_what_cannot_be_protected_is_never_sent(values: Any, tmp_path: Path) -> None:
     sent: list[int] = []

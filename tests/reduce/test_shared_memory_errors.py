@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -280,3 +281,34 @@ def test_bad_arguments_of_a_release_are_refused_before_anything_is_used(tmp_path
         assert key.position == 0
         endpoint.release(data, out, grid=grid, noise=FreshNoise(key))
         assert key.position > 0
+
+
+class HandlerError(ValueError):
+    """What a program's own handler raises."""
+
+
+def raise_own(*_: object) -> None:
+    raise HandlerError
+
+
+def interrupted_by_its_own_handler(endpoint: SharedMemory) -> str:
+    """Rank 1 comes late; what rank 0's handler raises meanwhile reaches its caller as it is."""
+    values = np.zeros(9)
+    contribute = endpoint.contributions(
+        grid=lattice(32, endpoint.world_size), noise=FreshNoise(Key()), clip=1.0
+    )
+    if endpoint.rank == 1:
+        time.sleep(1.0)
+    else:
+        signal.signal(signal.SIGALRM, raise_own)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        contribute(values, values)
+    except (HandlerError, ReduceError) as error:
+        return type(error).__name__
+    return ""
+
+
+def test_what_a_handler_raises_during_a_contribution_is_not_taken_for_ours(tmp_path: Path) -> None:
+    found = in_group(2, interrupted_by_its_own_handler, tmp_path)
+    assert found == ["HandlerError", "PeerError"]

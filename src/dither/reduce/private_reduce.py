@@ -145,7 +145,9 @@ class PrivateReduce:
         """Return the noisy sum of all ranks' clipped contributions, after all calls of `start`.
 
         Args:
-            values: Flat, contiguous float32 or float64; the same length and type on all ranks.
+            values: Flat, contiguous float32 or float64; the same length and type on all ranks. No
+                other thread may write to them meanwhile: what changes after the norm was taken
+                would leave beyond the clip. Memory that other processes may write to is copied.
             out: Where it goes; ``values`` itself or memory apart. A new array by default.
 
         Raises:
