@@ -51,4 +51,5 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
     yield mount
     for point in mounted:
-        subprocess.run(["umount", str(point)], check=True)
+        # Lazily: a Spark that goes on may still hold a file on it.
+        subprocess.run(["umount", "--lazy", str(point)], check=True)

@@ -22,7 +22,7 @@ def no_mpiexec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("noise --tune", "the bench allreduce only"),
         ("train --simulate 8", "the bench allreduce only"),
         ("clip --hosts 4", "the bench allreduce only"),
-        ("noise --figure a.svg", "the bench allreduce only"),
+        ("noise --figure a.svg", "the bench allreduce or scaling or data or quant only"),
         ("allreduce --tune --simulate 8", "--tune and --simulate"),
         ("allreduce --tune --cases masked", "--tune and --cases"),
         ("allreduce --figure a.svg", "--figure together with --simulate"),

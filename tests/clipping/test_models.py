@@ -114,10 +114,10 @@ def assert_same(
 
 
 def _small() -> Iterator[Any]:
-    """Every model, whole and with adapters; the deepest ones with adapters in the full run."""
+    """Every model, whole and with adapters; the deepest ones in the full run."""
     for name, make in zoo.SMALL.items():
-        yield pytest.param(make, False, id=f"{name}-whole")
         marks = pytest.mark.full if name in DEEP else ()
+        yield pytest.param(make, False, id=f"{name}-whole", marks=marks)
         yield pytest.param(make, True, id=f"{name}-lora", marks=marks)
 
 

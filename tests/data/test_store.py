@@ -90,7 +90,7 @@ def test_shard_size_does_not_change_the_content_hash(
 
 @pytest.mark.parametrize("row", [-1, 10**9])
 def test_row_out_of_range_is_refused(store: RecordStore, row: int) -> None:
-    with pytest.raises(ConfigError, match="row numbers in"):
+    with pytest.raises(ConfigError, match="numbers of rows in"):
         store.gather(np.array([0, row]))
 
 

@@ -137,10 +137,11 @@ def test_bad_requests_are_refused_and_leave_nothing(tmp_path: Path) -> None:
 
 
 PEAK = """
-import resource, sys
+import sys
 from dither.data.synth import write_synthetic
+from dither.memory import resident
 write_synthetic(sys.argv[1], int(sys.argv[2]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(resident().peak)
 """
 
 

@@ -72,8 +72,8 @@ def is_sigma(found: np.ndarray, sigma: float) -> bool:
 def test_the_noise_is_that_of_the_trust(trust: str, size: int, tmp_path: Path) -> None:
     """Accepts the right σ and rejects 2/3 and 3/2 of it; all ranks hold the same sum."""
     chosen = parse_trust(trust)
-    if chosen.colluders > size - 2:
-        pytest.skip("no masks withstand that many")
+    if chosen.colluders >= size:
+        pytest.skip("nobody would be honest")
     sums = on_ranks(
         size,
         lambda reduce: reduce(np.zeros(SIZE, np.float32)),

@@ -315,3 +315,19 @@ def luminance(colour: str) -> float:
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def test_figures_of_several_ranks_are_rank_zeros(make_run: MakeRun) -> None:
+    about = {"plan": {"trust": "local"}}
+    path = make_run("two runs", operator=True, about=about, summary={"ranks": 2})
+    page = write_report(path).read_text()
+    operator = (path / "private" / "report.html").read_text()
+    assert "Dashed: expected, 2048." in operator
+    assert "rank 0&#39;s own records" in operator.replace("'", "&#39;")
+    assert "dither ledger &#39;two runs&#39; --json" in page
+    assert "ledger.rank-1.sqlite" in page
+    alone = make_run("one", operator=True)
+    assert "ledger.rank-1" not in write_report(alone).read_text()
+    operator = (alone / "private" / "report.html").read_text()
+    assert "Dashed: expected, 4096." in operator
+    assert "rank 0" not in operator

@@ -22,7 +22,7 @@ MakeRun = Callable[..., Path]
 
 def statement(path: Path) -> Statement:
     run = read_run(path)
-    return guarantee_statement(run.about, run.summary, spent=run.spent)
+    return guarantee_statement(run.about, run.summary, spent=run.spent, starts=run.starts)
 
 
 def words(paragraphs: tuple[Any, ...]) -> str:
@@ -153,3 +153,29 @@ def test_bounds_are_never_rounded_down(value: float) -> None:
 )
 def test_numbers_as_readers_read_them(shown: str, text: str) -> None:
     assert shown == text
+
+
+def test_a_run_on_several_ranks_says_so(make_run: MakeRun) -> None:
+    about = {"plan": {"trust": "local"}, "config": {"engine": "ddp"}}
+    path = make_run(about=about, summary={"ranks": 4, "privacy": {"trust": "local"}})
+    found = statement(path)
+    promise, limits = words(found.promise), words(found.limits)
+    assert "4 processes (ranks) by engine ddp" in promise
+    assert "carries 2 times the noise" in promise
+    assert "1.6246 in place of 0.8123" in promise
+    assert "ledger.rank-r.sqlite" in promise
+    assert "messages are not padded" in limits
+    assert "whole record store on every rank" in limits
+    lines = [
+        {"step": step, "ranks": ranks, "engine": "reduce"} for step, ranks in ((0, 4), (50, 2))
+    ]
+    (path / "starts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    promise = words(statement(path).promise)
+    assert "started 2 times: from step 0 on 4, from step 50 on 2 processes" in promise
+    assert "carries 1.414 times the noise" in promise
+
+
+def test_a_run_on_one_rank_says_nothing_of_ranks(make_run: MakeRun) -> None:
+    found = statement(make_run(summary={"ranks": 1}))
+    assert "ranks)" not in words(found.promise)
+    assert "not padded" not in words(found.limits)

@@ -68,6 +68,9 @@ class StopAt:
     def evaluated(self, line: dict[str, Any]) -> None:
         pass
 
+    def measured(self, step: int, figures: object) -> None:
+        pass
+
 
 def crash(config: TrainConfig, step: int) -> Path:
     with pytest.raises(StopAt.Crash):
@@ -86,7 +89,7 @@ def test_a_run_writes_its_folder_and_charges_its_plan(store: RecordStore, tmp_pa
     assert ledger.charged(open_run(folder).id) == 20
     assert {p.name for p in folder.iterdir()} == {
         "run.json", "metrics.jsonl", "curves.json", "summary.json", "model.safetensors",
-        "checkpoints", "private", ".lock",
+        "starts.jsonl", "checkpoints", "private", ".lock",
     }  # fmt: skip
     assert [line["step"] for line in lines_of(folder / "metrics.jsonl")] == [0, 5, 10, 15, 20]
     assert len(lines_of(folder / "private" / "training.jsonl")) == 20
@@ -187,7 +190,8 @@ def test_a_crash_before_the_first_step_loses_nothing(store: RecordStore, tmp_pat
     with pytest.raises(StopAt.Crash):
         run_training(config, AtOnce(0))
     assert config.out is not None
-    assert summary_of(run_training(TrainConfig(resume=config.out)))["steps"]["lost"] == 0
+    assert not config.out.exists()  # nothing was charged: the same command begins anew
+    assert summary_of(run_training(config))["steps"]["lost"] == 0
 
 
 def test_a_ledger_behind_its_checkpoint_is_refused(store: RecordStore, tmp_path: Path) -> None:
@@ -235,6 +239,27 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused(store: RecordStore, tmp_path: 
     content[-3] ^= 1
     newest.write_bytes(content)
     with pytest.raises(CheckpointError, match="digest"):
+        run_training(TrainConfig(resume=folder))
+
+
+def test_an_altered_position_in_a_checkpoint_is_refused(store: RecordStore, tmp_path: Path) -> None:
+    folder = crash(options(store, tmp_path / "run"), 12)
+    newest = max((folder / "checkpoints").iterdir())
+    content = newest.read_bytes()
+    found = re.search(rb'\\"spent\\": ?(\d)', content)
+    assert found is not None
+    other = b"1" if found[1] != b"1" else b"2"
+    newest.write_bytes(content[: found.start(1)] + other + content[found.end(1) :])
+    with pytest.raises(CheckpointError, match="digest"):
+        run_training(TrainConfig(resume=folder))
+
+
+def test_a_checkpoint_of_another_format_is_refused(store: RecordStore, tmp_path: Path) -> None:
+    folder = crash(options(store, tmp_path / "run"), 12)
+    newest = max((folder / "checkpoints").iterdir())
+    content = newest.read_bytes()
+    newest.write_bytes(content.replace(b'\\"format\\": \\"2\\"', b'\\"format\\": \\"1\\"'))
+    with pytest.raises(CheckpointError, match="format '1' where this version reads '2'"):
         run_training(TrainConfig(resume=folder))
 
 
@@ -420,11 +445,14 @@ def test_the_seed_covers_the_initial_weights_only(store: RecordStore, tmp_path: 
     assert not torch.equal(last[0]["0.weight"], last[1]["0.weight"])
 
 
-def test_an_output_folder_with_an_earlier_run_names_resume(
+def test_an_output_folder_with_an_earlier_run_names_resume_if_it_can_go_on(
     store: RecordStore, tmp_path: Path
 ) -> None:
     config = options(store, tmp_path / "run")
-    run_training(config)
+    folder = run_training(config)
+    with pytest.raises(OutputError, match=r"a finished run.*choose another --out"):
+        run_training(config)
+    (folder / "summary.json").unlink()
     with pytest.raises(OutputError, match="--resume"):
         run_training(config)
 

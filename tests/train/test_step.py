@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from dither.train.step import apply_gradient, gradient_dtype
+from dither.train.applying import apply_gradient, gradient_dtype
 
 
 class Seeing(SGD):

@@ -60,7 +60,7 @@ def rows(*, full: bool = False, cases: Collection[str] = ()) -> Iterator[Row]:
         reason = "not installed: pip install 'dither[bench]' adds it to the run"
         yield not_measured("all", "opacus", reason)
     found: list[Row] = []
-    with _threads(THREADS):
+    with threads(THREADS):
         for case in chosen:
             for row in _contests(case, modes, full=full):
                 yield row
@@ -72,7 +72,8 @@ def rows(*, full: bool = False, cases: Collection[str] = ()) -> Iterator[Row]:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def threads(number: int) -> Iterator[None]:
+    """Have PyTorch use so many threads for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dither.bench.clip_models import ClipCase
 from dither.bench.harness import Work
+from dither.clipping.loss import ModelLoss
 from dither.noise.entropy import OsEntropy
 from dither.noise.pool import PoolStats
 from dither.privacy.account import Account
@@ -53,16 +54,29 @@ class PrivateRun:
 
 @contextmanager
 def private_run(
-    case: ClipCase, model: nn.Module, data: Data, *, noise_pool: bool = True
+    case: ClipCase,
+    model: nn.Module,
+    data: Data,
+    *,
+    noise_pool: bool = True,
+    loss_fn: ModelLoss | None = None,
 ) -> Iterator[PrivateRun]:
-    """Set up private steps; the pool is closed and the ledger removed behind them."""
+    """Set up private steps; the pool is closed and the ledger removed behind them.
+
+    Args:
+        case: The case.
+        model: Its model.
+        data: Its batch.
+        noise_pool: Whether noise is made ahead.
+        loss_fn: Instead of the case's own, such as one that runs layers in low precision.
+    """
     size = data[0].shape[0]
     rate = size / _RECORDS
     with TemporaryDirectory() as folder:
         private = PrivateStep(
             model,
             torch.optim.SGD(model.parameters()),
-            loss_fn=case.loss_fn,
+            loss_fn=loss_fn or case.loss_fn,
             account=_account(Path(folder), rate),
             entropy=OsEntropy(),
             noise_pool=noise_pool,

@@ -9,18 +9,15 @@ at once there, so that the figure is of live memory and not of what the allocato
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-import psutil
 import torch
 
 from dither.bench.clip_models import CASES, ClipCase
 from dither.bench.clip_steps import plain_run, private_run
-from dither.train.run import peak_rss_bytes
+from dither.memory import resident
 
 STEPS = 4
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # glibc's
@@ -29,26 +26,14 @@ _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "6553
 def peak_growth(work: Callable[[], object]) -> int:
     """Return by how many bytes the process grows at most beyond its size before the work."""
     ballast: list[bytearray] = []
-    present, largest = _resident()
-    while present < largest:
-        ballast.append(bytearray(b"\1") * (largest - present))
-        present, largest = _resident()
+    size = resident()
+    while size.present < size.peak:
+        ballast.append(bytearray(b"\1") * (size.peak - size.present))
+        size = resident()
     work()
-    grown = _resident()[1] - largest
+    grown = resident().peak - size.peak
     ballast.clear()
     return grown
-
-
-def _resident() -> tuple[int, int]:
-    """Return the resident bytes of this process, now and at most so far.
-
-    From /proc where there is one: ``ru_maxrss`` also counts what the parent held at the fork.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return psutil.Process().memory_info().rss, peak_rss_bytes()
-    values = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB$", status.read_text(), re.MULTILINE))
-    return int(values["VmRSS"]) * 1024, int(values["VmHWM"]) * 1024
 
 
 def peak_in_child(case: str, side: str, threads: int) -> int:

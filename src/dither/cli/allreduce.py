@@ -34,16 +34,10 @@ def mode(config: BenchConfig) -> Mode | None:
     """Return what these options ask for; None where there are none.
 
     Raises:
-        ConfigError: Options of another bench, that contradict each other, or out of range.
+        ConfigError: Options that contradict each other, or out of range.
     """
     given = {"tune": config.tune or None, "simulate": config.simulate, "hosts": config.hosts}
     asked = [name for name, value in given.items() if value is not None]
-    if config.name != "allreduce" and (asked or config.figure):
-        raise ConfigError(
-            expected="--tune, --simulate, --figure and --hosts with the bench allreduce only",
-            got=f"the bench {config.name}",
-            fix="leave them out, or run dither bench allreduce",
-        )
     if len(asked) > 1 or (asked and config.cases):
         raise ConfigError(
             expected="one of --cases, --tune, --simulate and --hosts",

@@ -9,6 +9,7 @@ from rich.console import Console
 from dither.cli.progress import building
 from dither.config import DataBuildConfig, DataFetchConfig, DataSynthConfig
 from dither.data.build import build_with_counts
+from dither.data.engines import find_engine
 from dither.data.fetch import BASE_URL, fetch_states
 from dither.data.synth import write_synthetic
 
@@ -50,7 +51,7 @@ def _build(config: DataBuildConfig, console: Console) -> None:
             config.data,
             config.task,
             config.out,
-            engine=config.engine,
+            engine=find_engine(config.engine, master=config.master),
             on_invalid=config.on_invalid,
             sensitive=config.sensitive,
             progress=told,
@@ -61,13 +62,15 @@ def _build(config: DataBuildConfig, console: Console) -> None:
             "store": str(store.path),
             "task": store.task.name,
             "records": len(store),
+            "units": store.units,
             "unit": manifest.unit,
             "sensitive": manifest.sensitive,
             "content_hash": store.id,
-            "operator": built.counts.to_json(),
+            "operator": built.record.to_json(),
         }
         print(json.dumps(facts, indent=1))
         return
-    print(f"{store.path}: {len(store)} records for {store.task.name}, one per {manifest.unit}")
+    of = f" of {store.units} persons" if manifest.unit == "person" else ""
+    print(f"{store.path}: {len(store)} records{of} for {store.task.name}; unit {manifest.unit}")
     print(f"sensitive: {manifest.sensitive}; content {store.id[:16]}")
-    print(f"for your eyes only: {json.dumps(built.counts.to_json())}")
+    print(f"for your eyes only: {json.dumps(built.record.to_json())}")

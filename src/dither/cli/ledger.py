@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dither.config import LedgerConfig
 from dither.errors import LedgerError
-from dither.privacy.events import event_to_json
+from dither.privacy.events import ApproximateDP, event_to_json
 from dither.privacy.ledger import Ledger
 from dither.privacy.ledger_entries import Entry, releases
 
@@ -47,6 +47,7 @@ def describe(config: LedgerConfig) -> dict[str, Any]:
         "delta": delta,
         "entries": head.sequence,
         "head": head.hash,
+        "other_ranks": _others(path),
         **parts,
         "runs": _runs(ledger, delta),
     }
@@ -65,6 +66,11 @@ def _runs(ledger: Ledger, delta: float) -> list[dict[str, Any]]:
         }
         for name, entries in by_name.items()
     ]
+
+
+def _others(path: Path) -> list[str]:
+    """Return the ledgers of other ranks that lie beside this one, on this host."""
+    return [str(found) for found in sorted(path.parent.glob(f"{path.stem}.rank-*{path.suffix}"))]
 
 
 def find_ledger(where: Path) -> tuple[Path, str | None]:
@@ -118,8 +124,12 @@ def _part(ledger: Ledger, run_id: str | None, delta: float) -> dict[str, Any]:
 def _delta(ledger: Ledger, where: Path, run_id: str | None) -> float:
     if run_id is not None:
         return float(json.loads((where / "run.json").read_bytes())["config"]["delta"])
-    deltas = [e.detail["plan"]["delta"] for e in ledger.entries() if e.kind == "plan"]
-    return min(deltas, default=1e-7)
+    plans = [entry.detail["plan"] for entry in ledger.entries() if entry.kind == "plan"]
+    deltas = [plan["delta"] for plan in plans if "delta" in plan]  # statistics have none
+    if deltas:
+        return float(min(deltas))
+    taken = math.fsum(n * e.delta for e, n in ledger.events() if isinstance(e, ApproximateDP))
+    return max(1e-7, 2.0 * taken)
 
 
 def _short(value: object) -> str:
@@ -135,6 +145,10 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     console.print(f"store    {facts['store']}", soft_wrap=True)
     console.print(f"account  one per {facts['unit']}, {facts['relation']}")
     console.print(f"chain    {facts['entries']} entries, unbroken, head {facts['head'][:16]}")
+    for other in facts["other_ranks"]:
+        console.print(
+            f"other    {other}: of a rank on this host, with its own charges", soft_wrap=True
+        )
     table = Table("part", "runs", "event", "count", f"ε at δ = {facts['delta']:g}")
     for name in ("run", "total"):
         if name not in facts:

@@ -6,7 +6,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Annotated, Any
 
 import tyro
@@ -22,6 +22,9 @@ _sub = tyro.conf.subcommand
 
 _Data = Annotated[
     Annotated[config.DataBuildConfig, _sub("build")]
+    | Annotated[config.DataDescribeConfig, _sub("describe")]
+    | Annotated[config.DataStatisticsConfig, _sub("statistics")]
+    | Annotated[config.DataReportConfig, _sub("report")]
     | Annotated[config.DataFetchConfig, _sub("fetch")]
     | Annotated[config.DataSynthConfig, _sub("synth")],
     _sub("data", description="Get, generate or build records."),
@@ -40,6 +43,9 @@ _Command = (
 _MODULES = {
     config.DataBuildConfig: "data",
     config.DataFetchConfig: "data",
+    config.DataDescribeConfig: "tables",
+    config.DataStatisticsConfig: "tables",
+    config.DataReportConfig: "tables",
     config.DataSynthConfig: "data",
     config.TrainConfig: "train",
     config.PlanConfig: "plan",
@@ -79,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             module = importlib.import_module(f"dither.cli.{_MODULES[type(options)]}")
             return module.run(options) or 0
     except StoppedError as error:
-        console.print(f"stopped: {escape(error.got)}. To go on: {escape(error.fix)}.")
+        text = f"stopped: {escape(error.got)}. To go on: {escape(error.fix)}"
+        console.print(text, soft_wrap=True)
         return 130
     except DitherError as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
@@ -96,7 +103,16 @@ def parse(words: Sequence[str]) -> Any:
         own, program = split(own[1:])
         own = ["mpirun", *own]
     options: Any = tyro.cli(_Command, prog="dither", description=_DESCRIPTION, args=own)
+    if isinstance(options, config.TrainConfig):
+        return replace(options, given=_named(own, options))
     return replace(options, program=tuple(program)) if program else options
+
+
+def _named(words: Sequence[str], options: config.TrainConfig) -> tuple[str, ...]:
+    """Return which options a command line names: also one at its default changes an old run's."""
+    known = {field.name for field in fields(options)}
+    names = [w[2:].partition("=")[0].replace("-", "_") for w in words if w.startswith("--")]
+    return tuple(n if n in known else n.removeprefix("no_") for n in names)
 
 
 def _with_standard_output(words: list[str]) -> list[str]:

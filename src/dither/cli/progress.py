@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from dither.data.build import Progress as Told
 from dither.train.run import Run
@@ -24,11 +25,11 @@ from dither.train.run import Run
 def _bars(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        BarColumn(),  # alone gives way on a narrow terminal
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
         console=console,
     )
 
@@ -90,6 +91,9 @@ class TrainingBar:
     def evaluated(self, line: dict[str, Any]) -> None:
         """Show held-out metrics, and ε as of this checkpoint."""
         spent = "" if line["epsilon"] is None else f"ε {line['epsilon']:.3f} "
-        note = f"{spent}held-out AUROC {line['auroc']:.3f} loss {line['loss']:.3f}"
+        note = f"{spent}AUROC {line['auroc']:.3f} loss {line['loss']:.3f}"
         if self._task is not None:
             self._bars.update(self._task, note=note)
+
+    def measured(self, step: int, figures: Mapping[str, float]) -> None:
+        """Show nothing: a bar has no room for what steps cost."""

@@ -1,70 +1,58 @@
-"""`dither train`."""
+"""`dither train`: start the ranks of a run, or be one of them."""
 
 from __future__ import annotations
 
-import json
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+import os
+import sys
 
 from rich.console import Console
+from rich.markup import escape
 
-from dither.cli.progress import TrainingBar, building
 from dither.config import TrainConfig
-from dither.report import write_report
-from dither.train.loop import run_training
+from dither.train.distributed.launch import follow_launcher, launch
+from dither.train.distributed.place import find_place
+from dither.train.preflight import check_command
+
+# Told to PyTorch's own log, which else tells of every port it tried.
+_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
-def run(config: TrainConfig) -> None:
-    """Train, write the report, and print what was reached and spent."""
+def run(config: TrainConfig) -> int:
+    """Train, in this process or in all that --nproc asks for, and return the exit status."""
+    follow_launcher()  # first: what follows takes its time, and a launcher may die meanwhile
+    config.check()
+    if config.spark is not None:
+        return _on_spark(config)
+    place = find_place()
+    if place.launcher == "none":
+        check_command(config, config.nproc or 1)
+    if place.launcher == "none" and config.nproc is not None and config.nproc > 1:
+        return _launch(config, config.nproc)
+    os.environ.setdefault(_LOG_LEVEL, "ERROR")
+    from dither.cli.rank import train  # noqa: PLC0415 - the launcher needs no PyTorch
+
+    return train(config, place)
+
+
+def _launch(config: TrainConfig, ranks: int) -> int:
     console = Console(stderr=True, highlight=False)
-    with stop_on_interrupt() as stop, building(console) as told, TrainingBar(console) as bar:
-        folder = run_training(config, bar, told, stop)
-    page = write_report(folder)
-    summary = json.loads((folder / "summary.json").read_bytes())
-    _print(Console(highlight=False), summary, page)
 
+    def failed(rank: int, text: str) -> None:
+        console.print(f"[bold red]error:[/] rank {rank}: {escape(text)}", soft_wrap=True)
 
-@contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C end the run after the current step, and a second one at once."""
-    asked: list[int] = []
-
-    def handle(number: int, _: object) -> None:
-        asked.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _print(console: Console, summary: dict[str, Any], page: Path) -> None:
-    privacy, steps = summary["privacy"], summary["steps"]
-    if summary["private"]:
-        console.print(
-            f"({privacy['epsilon']:.4f}, {privacy['delta']:g})-differentially private for one "
-            f"{privacy['unit']} ({privacy['relation']}), trust {privacy['trust']}"
-        )
-    else:
-        console.print(f"NOT PRIVATE: {privacy['guarantee'].removeprefix('none: ')}")
-    console.print(
-        f"held-out AUROC {summary['metrics']['auroc']:.4f} after {steps['taken']} of "
-        f"{steps['planned']} steps, {summary['seconds']:.1f} s, "
-        f"peak memory {summary['peak_rss_bytes'] / 2**30:.2f} GiB"
+    return launch(
+        [sys.executable, "-m", "dither", "train", *config.words()],
+        ranks,
+        max_restarts=config.max_restarts,
+        told=lambda text: console.print(escape(text), soft_wrap=True),
+        failed=failed,
     )
-    loss, guess = (summary["metrics"][name] for name in ("loss", "loss_of_constant_guess"))
-    if loss > guess:
-        console.print(
-            f"held-out loss {loss:.3f} is above that of a constant guess ({guess:.3f}): the "
-            "ranking may be good, the probabilities are not. Class weights do that, and clipping "
-            "(a larger --l2-clip with a smaller --learning-rate may help)",
-            soft_wrap=True,
-        )
-    if steps["lost"]:
-        console.print(f"{steps['lost']} steps were charged and lost in an earlier stop")
-    console.print(f"report: {page}", soft_wrap=True)
+
+
+def _on_spark(config: TrainConfig) -> int:
+    from dither.cli.rank import finished  # noqa: PLC0415 - the launcher needs no PyTorch
+    from dither.train.distributed.spark import train_on_spark  # noqa: PLC0415
+
+    master = None if config.spark == "submit" else config.spark
+    finished(train_on_spark(config, ranks=config.nproc or 1, master=master))
+    return 0

@@ -114,6 +114,21 @@ def needs_exact_sums(relation: Relation) -> bool:
     return relation is Relation.ADD_REMOVE
 
 
+def slack_of(expected_rows: float, *, exact: bool) -> dict[Relation, float]:
+    """Return what a sum's rounding needs under each relation; infinite where it is unbounded.
+
+    Args:
+        expected_rows: As for `required_slack`.
+        exact: Whether the sum is float64 throughout.
+    """
+    return {
+        relation: math.inf
+        if needs_exact_sums(relation) and not exact
+        else required_slack(relation, expected_rows)
+        for relation in Relation
+    }
+
+
 def lengths(values: Float[Tensor, "rows size"], *, wide: bool = False) -> Float[Tensor, " rows"]:
     """Return the L2 norm of each row.
 

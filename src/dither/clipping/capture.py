@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from dither.clipping.forms import Form
 from dither.clipping.layout import Layout, Place
+from dither.clipping.lockstep import Lockstep
 from dither.clipping.sums import Workspace
-from dither.clipping.unsupported import UnsupportedError
+from dither.clipping.unsupported import AmbiguousError, UnsupportedError
 from dither.errors import ModelError
 
 
@@ -57,6 +58,7 @@ class Tap:
         makers: For each target that the output depends on here, how its form follows.
         signature: What was called and how it was read; a new one is checked anew.
         inputs: Recorded tensors with their versions: changed in place, they are worth nothing.
+        beside: Size of the axis that could be taken for the one of examples; 0 without one.
     """
 
     edge: GradientEdge
@@ -64,6 +66,7 @@ class Tap:
     makers: tuple[tuple[Target, Maker], ...]
     signature: tuple[object, ...]
     inputs: tuple[tuple[Tensor, int], ...]
+    beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ class Capture(TorchFunctionMode):
         guards: What to refuse of a function, whatever it meets.
         expanders: Rule by function that repeats a parameter, for each example perhaps.
         default: Rule for functions without one.
+        watch: Told of each output whose gradient is wanted, with the number of its tap.
+        lockstep: Other ranks wait for this pass: what cannot be recorded is `put_off` to its end.
     """
 
     def __init__(
@@ -147,6 +152,8 @@ class Capture(TorchFunctionMode):
         guards: Mapping[Callable[..., Any], Guard] | None = None,
         expanders: Mapping[Callable[..., Any], Rule],
         default: Rule,
+        watch: Callable[[Tensor, int], None] | None = None,
+        lockstep: Lockstep | None = None,
     ) -> None:
         super().__init__()
         self.rows = rows
@@ -156,6 +163,9 @@ class Capture(TorchFunctionMode):
         self._targets = {id(p): Target(p, (name,), True) for name, p in parameters.items()}
         self._constants = {id(tensor): tensor for tensor in constants}
         self._workspace = workspace
+        self._watch = watch
+        self._lockstep = lockstep
+        self.put_off: Exception | None = None
         self._rooms = 0
         self._rules = rules
         self._guards = guards or {}
@@ -171,6 +181,8 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         """Call the function, through a rule where a parameter meets examples."""
         options = kwargs or {}
+        if self._lockstep is not None and self._lockstep.aside:
+            return func(*args, **options)
         call = Call(func, args, options)
         self._refuse(call)
         trainable = touched = False
@@ -188,8 +200,17 @@ class Capture(TorchFunctionMode):
         if not touched:
             return self._without_examples(call, trainable=trainable)
         if trainable:
-            return self._rules.get(func, self._default)(self, call)
+            return self._ruled(self._rules.get(func, self._default), call)
         return self._without_parameters(call, constants)
+
+    def _ruled(self, rule: Rule, call: Call) -> Any:
+        try:
+            return rule(self, call)
+        except (AmbiguousError, UnsupportedError) as why:
+            if self._lockstep is None:
+                raise
+            self.put_off = self.put_off or why
+            return call.run()
 
     def _refuse(self, call: Call) -> None:
         """Refuse what mixes examples, or ties their randomness together."""
@@ -290,8 +311,11 @@ class Capture(TorchFunctionMode):
                 makers=wanted,
                 signature=(call.name, names, layout.place, parts),
                 inputs=tuple((tensor, version_of(tensor)) for tensor in inputs),
+                beside=_beside(output, layout),
             )
         )
+        if self._watch is not None:
+            self._watch(output, len(self.taps) - 1)
         return output
 
     def record(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -315,6 +339,11 @@ class Capture(TorchFunctionMode):
                 transposed = _transposed(tensor, sources)
                 self._targets[id(tensor)] = Target(tensor, names, False, transposed)
         return result
+
+
+def _beside(output: Tensor, layout: Layout) -> int:
+    axis = 0 if layout.place is Place.SECOND else 1
+    return output.shape[axis] if output.ndim > axis else 0
 
 
 def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from dither.clipping.batches import Batch
 from dither.clipping.forms import Form
 from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss
 from dither.clipping.randomness import NoRandomness
-from dither.clipping.reference import alone
+from dither.clipping.reference import Look, look_alone
 from dither.clipping.sums import Sum, Workspace
 from dither.clipping.unsupported import UnsupportedError
 from dither.errors import ModelError
@@ -59,8 +59,45 @@ class Alone:
     loss: float
 
 
-# Gradients and loss of one example by itself.
-Single: TypeAlias = Callable[[int], tuple[dict[str, Tensor], Tensor]]
+# Shows the gradients of one example by itself; returns its loss.
+Single: TypeAlias = Callable[[int, Look], Tensor]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How an example's gradient of one parameter compares with plain autograd's.
+
+    Attributes:
+        measured: Norm by book-keeping.
+        size: Norm by plain autograd.
+        apart: Norm of the difference, or where one of both is not there, of the other.
+    """
+
+    measured: float
+    size: float
+    apart: float
+
+    @classmethod
+    def of(cls, form: Form | None, index: int, truth: Tensor | None) -> Sight:
+        """Compare, for one example of a chunk."""
+        measured = 0.0 if form is None else float(_norms(form)[index])
+        truth = None if truth is None else truth.double()
+        size = 0.0 if truth is None else float(truth.norm())
+        if form is None or truth is None or not _finite(measured, size):
+            return cls(measured, size, max(measured, size))
+        total = Sum(truth, Workspace(), exact=True)
+        pick = torch.zeros(_norms(form).shape[0], dtype=torch.float64, device=truth.device)
+        pick[index] = 1.0
+        form.masked(pick > 0).add_to(total, pick)
+        found = total.result()
+        found = found.to_dense() if found.is_sparse else found
+        return cls(measured, size, max(float((found - truth).norm()), abs(measured - size)))
+
+    def wrong(self, scale: float) -> bool:
+        """Return whether they differ, beside a whole gradient of this norm."""
+        own, whole = _COARSE if torch.is_autocast_enabled("cpu") else _TOLERANCE
+        finite = _finite(self.measured, self.size)
+        return finite and self.apart > own * self.size + whole * scale
 
 
 @dataclass(frozen=True)
@@ -127,9 +164,7 @@ def show(
     for start in range(0, batch.rows, max(EXAMPLES, -(-batch.rows // _STARTS))):
         # Saturated examples have gradients of rounding noise; a wrong rule is wrong everywhere.
         try:
-            shown = _show_at(
-                run, model, loss_fn, batch, inventory=inventory, rows=rows, start=start
-            )
+            shown = show_at(run, model, loss_fn, batch, inventory=inventory, rows=rows, start=start)
         except UnsupportedError as error:
             failed = failed or error
             continue
@@ -140,7 +175,7 @@ def show(
     return None
 
 
-def _show_at(
+def show_at(
     run: Run,
     model: nn.Module,
     loss_fn: Loss,
@@ -150,8 +185,10 @@ def _show_at(
     rows: int,
     start: int,
 ) -> Shown | None:
-    def single(index: int) -> tuple[dict[str, Tensor], Tensor]:
-        return alone(model, loss_fn, batch.chunk(index, index + 1, 1), inventory)
+    """Do what `show` does with the examples from ``start`` on, in at most eight passes."""
+
+    def single(index: int, look: Look) -> Tensor:
+        return look_alone(model, loss_fn, batch.chunk(index, index + 1, 1), inventory, look)
 
     trials = []
     seen = False
@@ -197,10 +234,17 @@ def _compared(
     known = []
     wrong = None
     for index in range(count):
-        truth, loss = single(start + index)
-        size = math.hypot(*(float(gradient.double().norm()) for gradient in truth.values()))
+        sights: dict[str, Sight] = {}
+
+        def look(name: str, truth: Tensor, index: int = index, to: Any = sights) -> None:
+            to[name] = Sight.of(gradients.forms.get(name), index, truth)
+
+        loss = single(start + index, look)
+        size = math.hypot(*(sight.size for sight in sights.values()))
+        for name in gradients.forms.keys() - sights.keys():
+            sights[name] = Sight.of(gradients.forms[name], index, None)
         known.append(Alone(size, float(loss)))
-        wrong = wrong or disagreement(gradients, index, truth, size)
+        wrong = wrong or disagreement(sights, size)
     return Marks.of(gradients), known, wrong
 
 
@@ -244,6 +288,29 @@ def check_whole(run: Run, chunk: Chunk) -> None:
             _compare(marks, Marks.of(run(exchanged(chunk, changed))), same)
 
 
+def check_losses(losses: Callable[[Chunk], Tensor], chunk: Chunk) -> None:
+    """Exchange each half of a chunk and see that the losses of the other half stay as they were.
+
+    Args:
+        losses: Gives one an example, without gradients.
+        chunk: As it is.
+
+    Raises:
+        ModelError: They do not.
+    """
+    half = chunk.real // 2
+    if not half:
+        return
+    with NoRandomness(_LEVELS[0]):
+        found = losses(chunk)
+        for changed, same in (
+            (slice(half, None), slice(0, half)),
+            (slice(0, half), slice(half, chunk.real)),
+        ):
+            if _differ(found[same], losses(exchanged(chunk, changed))[same]):
+                raise _mixing()
+
+
 def exchanged(chunk: Chunk, rows: slice) -> Chunk:
     """Return the chunk with copies of another example in place of some rows."""
     source = 0 if rows.start else min(chunk.real, chunk.rows) - 1
@@ -271,17 +338,21 @@ def _compare(gradients: Marks, others: Marks, examples: range) -> None:
     if not picked.numel():
         return
     if _differ(gradients.losses[picked], others.losses[picked]):
-        raise ModelError(
-            expected="a model and a loss that treat every example by itself",
-            got="another loss for an example when the rest of its batch changes",
-            fix="take out what looks across the batch: statistics, a mean over it, routing "
-            "by capacity, contrastive terms",
-        )
+        raise _mixing()
     for name in gradients.norms.keys() & others.norms.keys():
         if _differ(gradients.norms[name][picked], others.norms[name][picked]):
             raise UnsupportedError(
                 f"an example's gradient at '{name}' changes with the rest of its batch"
             )
+
+
+def _mixing() -> ModelError:
+    return ModelError(
+        expected="a model and a loss that treat every example by itself",
+        got="another loss for an example when the rest of its batch changes",
+        fix="take out what looks across the batch: statistics, a mean over it, routing "
+        "by capacity, contrastive terms",
+    )
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:
@@ -297,40 +368,14 @@ def _norms(form: Form) -> Tensor:
     return torch.stack([length.double() for length in form.lengths()]).prod(0)
 
 
-def disagreement(
-    gradients: Gradients, index: int, truth: Mapping[str, Tensor], size: float
-) -> str | None:
+def disagreement(sights: Mapping[str, Sight], size: float) -> str | None:
     """Return where book-keeping differs from an example alone, None where it does not.
 
     Args:
-        gradients: Of a chunk.
-        index: Of the example in it.
-        truth: Its gradients by parameter.
-        size: The norm of all of them together.
+        sights: By parameter.
+        size: The norm of the whole gradient.
     """
-    for name in sorted({*truth, *gradients.forms}):
-        if _wrong(gradients.forms.get(name), index, truth.get(name), size):
-            return name
-    return None
-
-
-def _wrong(form: Form | None, index: int, truth: Tensor | None, scale: float) -> bool:
-    own, whole = _COARSE if torch.is_autocast_enabled("cpu") else _TOLERANCE
-    measured = 0.0 if form is None else float(_norms(form)[index])
-    truth = None if truth is None else truth.double()
-    size = 0.0 if truth is None else float(truth.norm())
-    if not _finite(measured, size):
-        return False
-    allowed = own * size + whole * scale
-    if form is None or truth is None:
-        return max(measured, size) > allowed
-    total = Sum(truth, Workspace(), exact=True)
-    pick = torch.zeros(_norms(form).shape[0], dtype=torch.float64, device=truth.device)
-    pick[index] = 1.0
-    form.masked(pick > 0).add_to(total, pick)
-    found = total.result()
-    found = found.to_dense() if found.is_sparse else found
-    return max(float((found - truth).norm()), abs(measured - size)) > allowed
+    return next((name for name in sorted(sights) if sights[name].wrong(size)), None)
 
 
 def _finite(*values: float) -> bool:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal, final
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
 from dither.clipping import bookkeeping, check, reference
-from dither.clipping.arithmetic import countable, needs_exact_sums, required_slack
+from dither.clipping.arithmetic import countable, needs_exact_sums, slack_of
+from dither.clipping.arrivals import Arrivals, Offered, Receiver, offers
 from dither.clipping.batches import Batch, as_batch, chunk_rows, chunks, with_row
 from dither.clipping.clipping import ClippedSum, Clipping, Diagnostics
+from dither.clipping.emission import Emission, Weighted, add_up, buckets, queued
 from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss, squared_norms
 from dither.clipping.leaks import check_nothing_new, kept_tensors
+from dither.clipping.loss import ModelLoss
 from dither.clipping.pages import keep_freed_pages
 from dither.clipping.randomness import NoRandomness, generators, secret_generators
-from dither.clipping.styles import Automatic, Flat, PerLayer, Squares
-from dither.clipping.sums import Sum, Totals, Workspace
+from dither.clipping.sums import Sum, Workspace
 from dither.clipping.unsupported import AmbiguousError, UnsupportedError
-from dither.errors import ConfigError, DitherWarning
+from dither.clipping.validate import check_factors
+from dither.clipping.warn import warn_of_reference, warn_of_slow
 from dither.noise.entropy import Entropy
-from dither.privacy.events import Relation
 from dither.privacy.ticket import SampleTicket
+from dither.release.ahead import Spans
 from dither.release.bounded_sum import BoundedSum
 
 Method = Literal["bookkeeping", "reference"]
@@ -71,7 +72,6 @@ def clipped_sum(
     return ClippingEngine(model, loss_fn, clipping, entropy, method=method)(data, ticket)
 
 
-@final
 class ClippingEngine:
     """Sums clipped per-example gradients (Abadi et al. 1607.00133, Algorithm 1).
 
@@ -92,6 +92,10 @@ class ClippingEngine:
         clipping: Bound, style and memory.
         entropy: Seeds dropout.
         method: ``reference`` is the slow oracle.
+        bucket_size: Coordinates of the sum that leave together; all by default. Speed only.
+        frugal: Keep no memory for sums: each bucket is gone when the next is asked for. All chunks
+            of examples keep their books until then.
+        spans: Where to note when what was computed.
     """
 
     def __init__(
@@ -102,7 +106,12 @@ class ClippingEngine:
         entropy: Entropy,
         *,
         method: Method = "bookkeeping",
+        bucket_size: int | None = None,
+        frugal: bool = False,
+        spans: Spans | None = None,
     ) -> None:
+        if isinstance(loss_fn, ModelLoss):
+            loss_fn.check_relation(clipping.relation)
         self.model = model
         self.clipping = clipping
         self.method = method
@@ -110,7 +119,7 @@ class ClippingEngine:
         self._entropy = entropy
         self._exact = needs_exact_sums(clipping.relation)
         self._inventory = Inventory.of(model)
-        self._slack = _slack(float(clipping.expected_rows), exact=self._exact)
+        self._slack = slack_of(float(clipping.expected_rows), exact=self._exact)
         self._row_bytes: dict[tuple[object, ...], int] = {}
         self._shown: set[tuple[object, ...]] = set()
         self._whole: set[tuple[object, ...]] = set()
@@ -119,15 +128,23 @@ class ClippingEngine:
         self._ambiguous: set[int] = set()
         self._workspace = Workspace()
         keep_freed_pages()
+        self._bucket_size = bucket_size
+        self._frugal = frugal
+        self._spans = spans
         self._sums: dict[str, Sum] = {}
-        self._totals = Totals()
+        self._order: tuple[tuple[str, ...], ...] = ()
+        self._emission = Emission.of_nothing()
 
-    def __call__(self, data: Any, ticket: SampleTicket) -> ClippedSum:
+    def __call__(
+        self, data: Any, ticket: SampleTicket, receiver: Receiver | None = None
+    ) -> ClippedSum:
         """Sum over a batch.
 
         Args:
             data: ``(input, ..., target)``, tensors with the same first axis; zero rows are fine.
             ticket: How the batch was sampled.
+            receiver: With `PerLayer`, takes parts of the sum during the last backward pass. It may
+                be told of none, and of some parameters never; all are zeros or there afterwards.
 
         Returns:
             The sum over all trainable parameters, zeros where the batch is empty: float32 where few
@@ -142,24 +159,46 @@ class ClippingEngine:
             self._shown.clear()
             self._whole.clear()
         sums = self._restart()
-        losses, norms = [], []
-        for chunk, gradients in self._gradients(as_batch(data)):
-            losses.append(gradients.losses[: chunk.real])
-            norms.append(self._add(gradients, chunk, sums))
-        self._totals.fill({name: total.result() for name, total in sums.items()})
+        last: dict[str, Weighted] = {}
+        self._emission = Emission(sums, last, self._order, self._spans, once=self._frugal)
         bounded = BoundedSum(
-            chunks=self._totals,
+            chunks=self._emission,
             dimension=self._size(),
             l2_clip=self.clipping.l2_clip,
             ticket=ticket,
             slack=self._slack,
         )
+        batch = as_batch(data)
+        losses, norms, seen = [], [], 0
+        offered = None if receiver is None else self._offers(batch, bounded, last, receiver)
+        for chunk, gradients, arrivals in self._gradients(batch, offered):
+            losses.append(gradients.losses[: chunk.real])
+            length, weighted = self._weigh(gradients, chunk)
+            taken = None if arrivals is None else arrivals.norms
+            norms.append(length if taken is None else taken)
+            seen += chunk.real
+            if seen == batch.rows or self._frugal:
+                last.update(queued(weighted, last))
+            else:
+                add_up(weighted, sums)
         return ClippedSum(bounded, Diagnostics(losses, norms, self.clipping))
+
+    def _offers(
+        self, batch: Batch, bounded: BoundedSum, last: dict[str, Weighted], receiver: Receiver
+    ) -> Offered | None:
+        return offers(
+            self.clipping.style,
+            self.clipping.l2_clip,
+            names=tuple(self._inventory.parameters),
+            believed=lambda signature: self._is_shown(signature, batch),
+            bounded=bounded,
+            weighted=last,
+            receiver=receiver,
+        )
 
     def _restart(self) -> dict[str, Sum]:
         """Return empty sums; the last batch's are withdrawn."""
-        self._totals.withdraw()
-        self._totals = Totals()
+        self._emission.withdraw()
         if not self._inventory.current:
             self._inventory = Inventory.of(self.model)
         parameters = self._inventory.parameters
@@ -168,9 +207,16 @@ class ClippingEngine:
                 name: Sum(p.detach(), self._workspace, exact=self._exact)
                 for name, p in parameters.items()
             }
+            sizes = {name: p.numel() for name, p in parameters.items()}
+            self._order = buckets(sizes, self._bucket_size)
         for total in self._sums.values():
             total.restart()
         return self._sums
+
+    @property
+    def emission(self) -> Emission:
+        """The last sum, which leaves bucket by bucket."""
+        return self._emission
 
     def norms(self, data: Any) -> Float64[Tensor, " rows"]:
         """Return the gradient norms of a batch; infinite where an example is left out.
@@ -178,7 +224,7 @@ class ClippingEngine:
         They depend on records without noise: only a charged release may leave.
         """
         found = [torch.empty(0, dtype=torch.float64)]
-        for chunk, gradients in self._gradients(as_batch(data)):
+        for chunk, gradients, _ in self._gradients(as_batch(data)):
             with torch.no_grad(), torch.autocast(gradients.losses.device.type, enabled=False):
                 found.append(self._measure(gradients, chunk.real)[0][: chunk.real].cpu())
         return torch.cat(found)
@@ -186,15 +232,20 @@ class ClippingEngine:
     def _size(self) -> int:
         return sum(p.numel() for p in self._inventory.parameters.values())
 
-    def _gradients(self, batch: Batch) -> Iterator[tuple[Chunk, Gradients]]:
+    def _gradients(
+        self, batch: Batch, offered: Offered | None = None
+    ) -> Iterator[tuple[Chunk, Gradients, Arrivals | None]]:
         if not batch.rows:
             return
+        seen = 0
         with secret_generators(batch.device, self._entropy.seed()):
             if batch.shape not in self._row_bytes:
                 self._row_bytes[batch.shape] = self._learn(batch)
             for chunk in chunks(batch, self._rows(batch)):
                 part = replace(chunk, workspace=self._workspace)
-                yield part, self._differentiate(part, batch)
+                seen += chunk.real
+                arrivals = offered(chunk.real) if offered and seen == batch.rows else None
+                yield part, self._differentiate(part, batch, arrivals), arrivals
 
     def _rows(self, batch: Batch) -> int:
         """Return the rows of a chunk; they depend on shapes alone."""
@@ -207,13 +258,16 @@ class ClippingEngine:
             rows += 1
         return rows
 
-    def _differentiate(self, chunk: Chunk, batch: Batch) -> Gradients:
+    def _differentiate(
+        self, chunk: Chunk, batch: Batch, arrivals: Arrivals | None = None
+    ) -> Gradients:
         if self.method == "bookkeeping":
             try:
                 known = bool(self._shown) and self._whole_is_shown(batch)
                 states = [] if known else [(g, g.get_state()) for g in generators(batch.device)]
-                gradients = self._keep_books(chunk)
-                if self._is_shown(gradients.signature, batch):
+                gradients = self._keep_books(chunk, arrivals)
+                taken = arrivals is not None and arrivals.norms is not None
+                if taken or self._is_shown(gradients.signature, batch):
                     return gradients
                 signature = gradients.signature
                 del gradients  # a check takes as much memory
@@ -260,12 +314,14 @@ class ClippingEngine:
             check.check_whole(self._keep_books, chunk)
         return True
 
-    def _keep_books(self, chunk: Chunk) -> Gradients:
+    def _keep_books(self, chunk: Chunk, arrivals: Arrivals | None = None) -> Gradients:
         """Run book-keeping; where a chunk's size hides its examples, with rows added."""
         tried = chunk
         for _ in range(_AMBIGUITIES):
             try:
-                return bookkeeping.differentiate(self.model, self._loss_fn, tried, self._inventory)
+                return bookkeeping.differentiate(
+                    self.model, self._loss_fn, tried, self._inventory, arrivals
+                )
             except AmbiguousError as found:
                 self._ambiguous.add(found.rows)
                 tried = with_row(tried)
@@ -307,7 +363,7 @@ class ClippingEngine:
         if shown is None:
             return False, row_bytes
         self._shown.update((signature, self._inventory.modes) for signature in shown.signatures)
-        self._warn_of_slow(shown.slow)
+        warn_of_slow(shown.slow, self._warned, self._inventory.parameters)
         return True, shown.row_bytes
 
     def _measure(self, gradients: Gradients, real: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -315,72 +371,27 @@ class ClippingEngine:
         finite = countable(total, gradients.losses)
         return torch.where(finite, total.sqrt(), torch.inf), squares
 
-    def _add(self, gradients: Gradients, chunk: Chunk, sums: dict[str, Sum]) -> Tensor:
-        """Add the clipped sum of a chunk; return the norms of its real examples."""
+    def _weigh(self, gradients: Gradients, chunk: Chunk) -> tuple[Tensor, dict[str, Weighted]]:
+        """Return the norms of a chunk's real examples, and what remains to be added up."""
         with torch.no_grad(), torch.autocast(gradients.losses.device.type, enabled=False):
             length, squares = self._measure(gradients, chunk.real)
             finite = torch.isfinite(length)
             counted = finite & (torch.arange(length.shape[0], device=finite.device) < chunk.real)
             wanted = self.clipping.style.factors(squares, self.clipping.l2_clip)
-            self._check_style(wanted, squares, counted)
+            check_factors(self.clipping, wanted, squares, counted)
             distinct = {id(factor): factor for factor in wanted.values()}
             kept = {key: torch.where(counted, one, 0.0) for key, one in distinct.items()}
-            clean = bool(finite.all())
-            for name in list(gradients.forms):
-                form = gradients.forms.pop(name)
-                whole = form if clean else form.masked(finite)
-                whole.add_to(sums[name], kept[id(wanted[name])])
-        return length[: chunk.real]
-
-    def _check_style(self, factors: Squares, squares: dict[str, Tensor], counted: Tensor) -> None:
-        """Refuse factors of a user's style that leave a contribution longer than C."""
-        if type(self.clipping.style) in {Flat, PerLayer, Automatic}:
-            return
-        parts = [factors[name].square() * squares[name] for name in squares]
-        longest = torch.where(counted, torch.stack(parts).sum(0), 0.0).max()
-        if not float(longest) <= self.clipping.l2_clip**2 * (1.0 + 1e-9):
-            raise ConfigError(
-                expected=f"a style whose contributions have norms of at most "
-                f"{self.clipping.l2_clip:g}",
-                got=f"{float(longest) ** 0.5:g} from {type(self.clipping.style).__name__}",
-                fix="make sure that Σ factor²·‖g‖² over the parameters is at most l2_clip²",
-            )
-
-    def _warn_of_slow(self, slow: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
-        for function, names in sorted(set(slow) - self._warned):
-            self._warned.add((function, names))
-            parameters = self._inventory.parameters
-            size = sum(parameters[name].numel() for name in names)
-            _warn(
-                f"no rule for {function}, used with '{', '.join(names)}': torch.func computes it "
-                f"again and writes out {size} numbers an example; dither.register_rule gives it a "
-                "rule of its own"
-            )
+            mask = None if bool(finite.all()) else finite
+        forms = gradients.forms.items()
+        weighted = {name: Weighted(form, kept[id(wanted[name])], mask) for name, form in forms}
+        gradients.forms.clear()
+        return length[: chunk.real], weighted
 
     def _fall_back(self, why: str) -> None:
         self.method = "reference"
-        size = self._size()
-        _warn(
-            f"book-keeping cannot take {type(self.model).__name__}: {why}. All its per-example "
-            f"gradients come from torch.func instead: {size} numbers an example are written out, "
-            "and a step takes several to many times as long"
-        )
+        warn_of_reference(self.model, why, self._size())
 
 
 def _summary(gradients: Gradients) -> tuple[frozenset[int], int]:
     """Return the constants that were seen and the bytes an example takes; the rest ends here."""
     return gradients.constants, max(1, gradients.bytes // gradients.losses.shape[0])
-
-
-def _slack(expected_rows: float, *, exact: bool) -> dict[Relation, float]:
-    """Return what a sum's rounding needs under each relation; infinite where it is unbounded."""
-    return {
-        relation: math.inf
-        if needs_exact_sums(relation) and not exact
-        else required_slack(relation, expected_rows)
-        for relation in Relation
-    }
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, DitherWarning, stacklevel=2)

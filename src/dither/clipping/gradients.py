@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from dither.clipping.arithmetic import LARGEST_NORM, TINY
 from dither.clipping.forms import Form
+from dither.clipping.layout import Place
 from dither.clipping.leaks import held_tensors
+from dither.clipping.lockstep import Lockstep
 from dither.clipping.loss import ModelLoss, PerExampleLoss
 from dither.clipping.sums import Workspace
 
@@ -49,6 +51,7 @@ class Gradients:
         slow: Functions without a rule of their own, with the parameters they took.
         bytes: Memory held by the forms.
         constants: Identities of tensors seen on the way that no example touched.
+        axes: Where examples were in outputs, with the size of the axis beside theirs.
     """
 
     forms: dict[str, Form]
@@ -57,6 +60,7 @@ class Gradients:
     slow: tuple[tuple[str, tuple[str, ...]], ...] = ()
     bytes: int = 0
     constants: frozenset[int] = frozenset()
+    axes: frozenset[tuple[Place, int]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Inventory:
         flags: Which parameters are trained: the list is old when these change.
         compiled: Whether parts of it are compiled.
         modules: All of its modules.
+        lockstep: Makes layers whole while they compute, where they are not always.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -76,6 +81,7 @@ class Inventory:
     flags: tuple[tuple[Tensor, bool], ...]
     compiled: bool
     modules: tuple[nn.Module, ...]
+    lockstep: Lockstep | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Inventory:
@@ -85,10 +91,7 @@ class Inventory:
             parameters=trainable(model),
             constants=(*model.buffers(), *frozen, *held_tensors(model)),
             flags=tuple((p, p.requires_grad) for p in model.parameters()),
-            compiled=any(
-                getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
-                for module in model.modules()
-            ),
+            compiled=is_compiled(model),
             modules=tuple(model.modules()),
         )
 
@@ -102,12 +105,33 @@ class Inventory:
         """Which modules are in training mode."""
         return tuple(module.training for module in self.modules)
 
+    def one_pass(self) -> AbstractContextManager[None]:
+        """Return the context of one forward and backward pass."""
+        return nullcontext() if self.lockstep is None else self.lockstep.one_pass()
+
     def eagerly(self) -> AbstractContextManager[Any]:
         """Return a context in which compiled models run as they were written.
 
         Compiled code hides the functions that parameters go through (docs/decisions/0017).
         """
-        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        return as_written(compiled=self.compiled)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether parts of a model are compiled."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
+        for module in model.modules()
+    )
+
+
+def as_written(*, compiled: bool) -> AbstractContextManager[Any]:
+    """Return a context in which compiled code runs as it was written, if there is any.
+
+    Args:
+        compiled: Whether there is; the compiler takes seconds to load.
+    """
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

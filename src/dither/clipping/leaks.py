@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from dither.clipping.loss import ModelLoss
 from dither.errors import ModelError
 
 
@@ -82,6 +83,13 @@ def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _kept(model: nn.Module, loss_fn: object) -> Iterator[tuple[str, Any]]:
     yield from _attributes(model)
+    within: object = loss_fn
+    while within is not None:
+        yield from _of_loss(within)
+        within = within.within if isinstance(within, ModelLoss) else None
+
+
+def _of_loss(loss_fn: object) -> Iterator[tuple[str, Any]]:
     function = getattr(loss_fn, "function", loss_fn)
     for owner in (function, getattr(function, "__self__", None)):
         for key, value in getattr(owner, "__dict__", {}).items():

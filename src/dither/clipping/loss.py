@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from dither.errors import ModelError
+from dither.privacy.events import Relation
 
 _WIDE = {torch.float32, torch.float64}
 
@@ -36,6 +37,21 @@ class ModelLoss:
     """
 
     function: Callable[[nn.Module, Any], Any]
+
+    @property
+    def within(self) -> PerExampleLoss | ModelLoss | None:
+        """The loss that this one calls, if it is made around another."""
+        return None
+
+    def check_relation(self, relation: Relation) -> None:
+        """Refuse a neighbouring relation under which the loss promises nothing; by default none.
+
+        Args:
+            relation: Of the run.
+
+        Raises:
+            ConfigError: It is refused.
+        """
 
 
 def per_example(

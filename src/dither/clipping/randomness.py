@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar, Token
 from typing import Any
 
 import torch
@@ -33,6 +34,18 @@ def secret_generators(device: torch.device, seed: int) -> Iterator[None]:
             generator.set_state(state)
 
 
+_HELD: ContextVar[bool] = ContextVar("held", default=False)
+
+
+def draws_are_held() -> bool:
+    """Return whether an example alone is being compared with itself in a batch.
+
+    Functions that draw where no mode sees it, as in a backward pass, or that make much of the last
+    bit of their input, as rounding to few numbers does, must then do without both.
+    """
+    return _HELD.get()
+
+
 class NoRandomness(TorchFunctionMode):
     """Dropout off and other draws constant, so that a chunk and one example see the same.
 
@@ -43,6 +56,18 @@ class NoRandomness(TorchFunctionMode):
     def __init__(self, level: float) -> None:
         super().__init__()
         self._level = level
+        self._tokens: list[Token[bool]] = []
+
+    def __enter__(self) -> NoRandomness:
+        """Hold draws, for `draws_are_held` too."""
+        self._tokens.append(_HELD.set(True))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let them go."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        _HELD.reset(self._tokens.pop())
 
     def __torch_function__(
         self,

@@ -6,8 +6,9 @@ The oracle that book-keeping is tested against, and the way out for models it ca
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss
 from dither.clipping.leaks import check_no_wrapped
 from dither.clipping.loss import by_rows, losses_of
 from dither.errors import ModelError
+
+# Told a parameter's name and its gradient.
+Look: TypeAlias = Callable[[str, Tensor], None]
 
 
 class _WithLoss(nn.Module):
@@ -99,6 +103,52 @@ def alone(
     return known, loss.detach()
 
 
+def look_alone(
+    model: nn.Module, loss_fn: Loss, chunk: Chunk, inventory: Inventory, look: Look
+) -> Tensor:
+    """Show the gradients of a chunk of one example, one parameter after the other.
+
+    Args:
+        model: Where layers are whole only while they compute, no more than one gradient is held.
+        loss_fn: Its loss.
+        chunk: One example.
+        inventory: Of the model.
+        look: Called with each parameter's name and gradient, where it has one.
+
+    Returns:
+        The loss.
+    """
+    if inventory.lockstep is None:
+        found, loss = alone(model, loss_fn, chunk, inventory)
+        for name, gradient in found.items():
+            look(name, gradient)
+        return loss
+    with inventory.one_pass(), torch.enable_grad(), inventory.eagerly():
+        loss = by_rows(losses_of(model, loss_fn, chunk.data), 1).sum()
+        if loss.requires_grad:
+            _backward_in_parts(loss, inventory.parameters, look)
+    return loss.detach()
+
+
+def _backward_in_parts(loss: Tensor, parameters: Mapping[str, nn.Parameter], look: Look) -> None:
+    def arrived(name: str, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is not None:
+            look(name, gradient.to_dense())
+
+    handles = []
+    for name, parameter in parameters.items():
+        listen: Any = parameter.register_post_accumulate_grad_hook
+        handles.append(listen(partial(arrived, name)))
+    try:
+        torch.autograd.backward(loss, inputs=list(parameters.values()))
+    except RuntimeError as error:
+        raise explain_backward(error) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def one_by_one(model: nn.Module, loss_fn: Loss, chunk: Chunk, inventory: Inventory) -> Gradients:
     """Return the per-example gradients of a chunk by plain autograd, an example at a time."""
     found, losses = [], []
@@ -117,13 +167,19 @@ def one_by_one(model: nn.Module, loss_fn: Loss, chunk: Chunk, inventory: Invento
 
 def explain_backward(error: RuntimeError) -> Exception:
     """Return what to say of a failed backward pass."""
-    if "use_reentrant" not in str(error):
-        return error
-    return ModelError(
-        expected="gradient checkpointing that leaves autograd its graph",
-        got="torch.utils.checkpoint with use_reentrant=True",
-        fix="pass use_reentrant=False",
-    )
+    if "use_reentrant" in str(error):
+        return ModelError(
+            expected="gradient checkpointing that leaves autograd its graph",
+            got="torch.utils.checkpoint with use_reentrant=True",
+            fix="pass use_reentrant=False",
+        )
+    if "recomputation" in str(error) or "recomputed" in str(error):
+        return ModelError(
+            expected="gradient checkpointing that computes the same again, where nothing watches",
+            got="torch.utils.checkpoint around layers in low precision, or that differ otherwise",
+            fix="turn gradient checkpointing off: batches are taken in chunks already",
+        )
+    return error
 
 
 # What PyTorch says of things that cannot be taken example by example, and what to do about each.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, final, runtime_checkable
 
@@ -106,17 +106,29 @@ class PerLayer:
         Raises:
             ConfigError: A parameter has no group, or a group no weight.
         """
+        found: dict[str, Tensor] = {}
+        for names, bound in self.bounds(squares, l2_clip):
+            length = _length({name: squares[name] for name in names})
+            found.update(dict.fromkeys(names, _at_most(bound, length)))
+        return {name: found[name] for name in squares}
+
+    def bounds(self, names: Iterable[str], l2_clip: float) -> list[tuple[tuple[str, ...], float]]:
+        """Return the parameters of each group and its C_l.
+
+        Raises:
+            ConfigError: A parameter has no group, or a group no weight.
+        """
         members: dict[str, list[str]] = {}
-        for name in squares:
+        for name in names:
             members.setdefault(self._group(name), []).append(name)
         shares = {group: self._weight(group) for group in members}
         # A hair below C: Σ C_l² must not exceed C² by rounding.
         scale = l2_clip * (1.0 - 1e-12) / math.sqrt(sum(w * w for w in shares.values()))
-        found: dict[str, Tensor] = {}
-        for group, names in members.items():
-            length = _length({name: squares[name] for name in names})
-            found.update(dict.fromkeys(names, _at_most(scale * shares[group], length)))
-        return {name: found[name] for name in squares}
+        return [(tuple(found), scale * shares[group]) for group, found in members.items()]
+
+    def factor(self, squares: Squares, bound: float) -> Float64[Tensor, " rows"]:
+        """Return min(1, C_l/‖g_l‖) for the squared norms of one group's parameters."""
+        return _at_most(bound, _length(squares))
 
     def _group(self, name: str) -> str:
         if self.groups is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from typing import final
 
 import torch
@@ -11,7 +10,6 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from dither.clipping.arithmetic import Additions, Write
-from dither.errors import ReleaseError
 
 _STEP = 1 << 18  # numbers widened at a time
 
@@ -46,8 +44,8 @@ class Sum:
     def __init__(self, like: Tensor, workspace: Workspace, *, exact: bool) -> None:
         self.exact = exact
         self.workspace = workspace
+        self.device = like.device
         self._shape = like.shape
-        self._device = like.device
         self._dense: Tensor | None = None
         self._started = False
         self._blocks: Tensor | None = None
@@ -62,6 +60,11 @@ class Sum:
         self._taken = None
         self._places.clear()
         self._values.clear()
+
+    def free(self) -> None:
+        """Forget the total and let its memory go, once whoever reads it does."""
+        self.restart()
+        self._dense = self._blocks = None
 
     def add(self, part: Float[Tensor, ...]) -> None:
         """Add a part with as many numbers as the parameter; it is free to change afterwards."""
@@ -163,30 +166,5 @@ class Sum:
 
     def _memory(self) -> Tensor:
         if self._dense is None:
-            self._dense = torch.empty(self._shape, dtype=torch.float64, device=self._device)
+            self._dense = torch.empty(self._shape, dtype=torch.float64, device=self.device)
         return self._dense
-
-
-@final
-class Totals:
-    """The totals of one batch, readable until the engine's next one overwrites them."""
-
-    def __init__(self) -> None:
-        self._chunk: Mapping[str, Tensor] | None = None
-
-    def fill(self, chunk: Mapping[str, Tensor]) -> None:
-        """Say what there is to read."""
-        self._chunk = chunk
-
-    def withdraw(self) -> None:
-        """Say that the memory is used anew: what it holds then is another sample's."""
-        self._chunk = None
-
-    def __iter__(self) -> Iterator[Mapping[str, Tensor]]:
-        if self._chunk is None:
-            raise ReleaseError(
-                expected="a sum released before its engine sums the next batch",
-                got="one whose memory holds another batch by now",
-                fix="release each sum at once, or use clipped_sum, which shares no memory",
-            )
-        yield self._chunk

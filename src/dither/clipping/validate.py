@@ -7,9 +7,36 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from dither.clipping.clipping import Clipping
 from dither.clipping.gradients import trainable
-from dither.clipping.styles import Style
+from dither.clipping.styles import Automatic, Flat, PerLayer, Squares, Style
 from dither.errors import ConfigError, ModelError
+
+
+def check_factors(
+    clipping: Clipping, factors: Squares, squares: dict[str, Tensor], counted: Tensor
+) -> None:
+    """Refuse factors of a user's style that leave a contribution longer than C.
+
+    Args:
+        clipping: C and the style.
+        factors: By parameter and example.
+        squares: Squared norms, likewise.
+        counted: Which examples count.
+
+    Raises:
+        ConfigError: They do.
+    """
+    if type(clipping.style) in {Flat, PerLayer, Automatic}:
+        return
+    parts = [factors[name].square() * squares[name] for name in squares]
+    longest = torch.where(counted, torch.stack(parts).sum(0), 0.0).max()
+    if not float(longest) <= clipping.l2_clip**2 * (1.0 + 1e-9):
+        raise ConfigError(
+            expected=f"a style whose contributions have norms of at most {clipping.l2_clip:g}",
+            got=f"{float(longest) ** 0.5:g} from {type(clipping.style).__name__}",
+            fix="make sure that Σ factor²·‖g‖² over the parameters is at most l2_clip²",
+        )
 
 
 def check_model(model: nn.Module) -> None:

@@ -84,17 +84,23 @@ TASKS = MappingProxyType({task.name: task for task in (UNEMPLOYMENT, EMPLOYMENT)
 
 
 def find_task(task: str | Task) -> Task:
-    """A task by name, or the task itself.
+    """A task by name, by the path of its description (a TOML file), or the task itself.
 
     Raises:
-        ConfigError: No task has this name.
+        ConfigError: No task has this name; or the description is wrong, or has constants that are
+            neither public nor released.
+        LedgerError: A released constant was not charged.
     """
     if isinstance(task, Task):
         return task
+    if task.endswith(".toml"):
+        from dither.data.statistics import load_task  # noqa: PLC0415 - it brings the accountant
+
+        return load_task(task)
     if task not in TASKS:
         raise ConfigError(
             expected="a task out of " + ", ".join(sorted(TASKS)),
             got=repr(task),
-            fix="name one of these, or pass a Task of your own",
+            fix="name one of these, or the description of a table of your own (a .toml file)",
         )
     return TASKS[task]

@@ -2,39 +2,70 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from dither.data.acs import find_task
+from dither.data.build_record import BUILD_RECORD, BuildRecord, read_build_record
+from dither.data.checks import check
 from dither.data.counts import StageCounts
 from dither.data.engines import Engine, Staged, find_engine
+from dither.data.persons import index_persons
 from dither.data.reader import Source, describe_sources, open_tables, source_files
 from dither.data.schema import Task
 from dither.data.store.manifest import FORMAT_VERSION, Manifest, dither_version, write_manifest
 from dither.data.store.store import RecordStore
 from dither.data.store.writer import SHARD_ROWS, write_shards
-from dither.errors import ConfigError, DataError
+from dither.errors import ConfigError, OutputError
 from dither.files import home, locked, output_errors, publish, staged_folder
+
+__all__ = [
+    "BuildRecord",
+    "Built",
+    "Progress",
+    "Sources",
+    "build_store",
+    "build_with_counts",
+    "cached_store",
+    "read_build_record",
+]
 
 Sources = str | Path | Iterable[str | Path]
 Progress = Callable[[str, int, int | None], None]
 """Called with a stage ("unpack", "validate", "write"), the rows done, and the rows in all."""
 
 _BATCH_ROWS = 1 << 17
-_CODES_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Built:
-    """A new store and, for the operator's private eyes, what became of the rows."""
+    """A new store and, for the operator's private eyes, what became of the rows.
+
+    Args:
+        store: The store.
+        record: How it was built.
+    """
 
     store: RecordStore
-    counts: StageCounts
+    record: BuildRecord
+
+    @property
+    def counts(self) -> StageCounts:
+        """Exact row counts by stage."""
+        return self.record.counts
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time by stage."""
+        return self.record.seconds
 
 
 def build_store(
@@ -90,14 +121,17 @@ def build_with_counts(
     progress: Progress | None = None,
     shard_rows: int = SHARD_ROWS,
 ) -> Built:
-    """Like :func:`build_store`, and returns the exact counts by stage, which are not released."""
+    """Like :func:`build_store`, and returns exact counts and times, which are not released.
+
+    They also stand in the store's folder: :func:`read_build_record`.
+    """
     job = _Job(find_task(task), find_engine(engine), on_invalid, sensitive, progress, shard_rows)
     target = Path(out).absolute()
     files = source_files(sources)
     with staged_folder(target) as work:
-        counts = _build(job, files, describe_sources(files), work)
+        record = _build(job, files, _described(job, files), work)
         publish(work / "store", target)
-    return Built(RecordStore.open(target, verify=False), counts)
+    return Built(RecordStore.open(target, verify=False), record)
 
 
 def cached_store(
@@ -126,7 +160,7 @@ def cached_store(
     """
     job = _Job(find_task(task), find_engine(engine), on_invalid, sensitive, progress, SHARD_ROWS)
     files = source_files(sources)
-    described = describe_sources(files)
+    described = _described(job, files)
     stores = home() / "stores"
     index = stores / "index" / _cache_key(job, described)
     with locked(stores / "lock"):
@@ -153,6 +187,7 @@ class _Job:
     sensitive: bool | None
     progress: Progress | None
     shard_rows: int
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.on_invalid not in {"error", "drop"}:
@@ -166,37 +201,77 @@ class _Job:
         if self.progress is not None:
             self.progress(stage, done, total)
 
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to a stage's."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
     @property
     def is_sensitive(self) -> bool:
         return not self.task.schema.public if self.sensitive is None else self.sensitive
 
 
+def _described(job: _Job, files: tuple[Path, ...]) -> tuple[Source, ...]:
+    with job.timed("hash"):
+        return describe_sources(files)
+
+
 def _build(
     job: _Job, files: tuple[Path, ...], sources: tuple[Source, ...], work: Path
-) -> StageCounts:
+) -> BuildRecord:
     """Write a complete store into ``work / "store"``."""
     folder = work / "store"
     folder.mkdir()
     job.tell("unpack", 0, None)
-    tables = open_tables(files, job.task.schema, work)
+    with job.timed("unpack"):
+        tables = open_tables(files, job.task.schema, work)
     job.tell("validate", 0, None)
+    start = time.perf_counter()
     with job.engine.stage(tables, job.task, work) as staged:
-        counts = staged.counts()
-        _check(counts, staged, job, ", ".join(table.origin for table in tables))
-        batches = _told(staged.batches(_BATCH_ROWS), job, counts.kept)
-        shards, content_hash = write_shards(batches, job.task, folder, job.shard_rows)
-    manifest = Manifest(
-        task=job.task,
-        records=counts.kept,
-        sensitive=job.is_sensitive,
-        shard_rows=job.shard_rows,
-        shards=shards,
-        content_hash=content_hash,
-        sources=tuple((source.name, source.sha256) for source in sources),
-        written_by=dither_version(),
-    )
+        job.seconds["session"] = staged.session_seconds
+        job.seconds["validate"] = time.perf_counter() - start - staged.session_seconds
+        with job.timed("count"):
+            counts = staged.counts()
+            origins = ", ".join(table.origin for table in tables)
+            check(counts, staged, job.task, origins, strict=job.on_invalid == "error")
+        with job.timed("write"):
+            manifest, bounded = _write(job, staged, counts.kept, sources, folder)
+    counts = dataclasses.replace(counts, bounded=bounded)
     write_manifest(manifest, folder)
-    return counts
+    record = BuildRecord(job.engine.name, counts, dict(job.seconds))
+    text = json.dumps(record.to_json(), indent=1) + "\n"
+    (folder / BUILD_RECORD).write_text(text, encoding="utf-8")
+    return record
+
+
+def _write(
+    job: _Job, staged: Staged, kept: int, sources: tuple[Source, ...], folder: Path
+) -> tuple[Manifest, int]:
+    """Write the shards; return the manifest, and how many rows persons had beyond their bound."""
+    with index_persons(job.task.schema, folder) as index:
+        batches = _told(index.bounded(staged.batches(_BATCH_ROWS)), job, kept)
+        shards, content_hash = write_shards(batches, job.task, folder, job.shard_rows)
+        if index.rows_in != kept:
+            raise OutputError(
+                expected=f"all {kept} records back from the engine {job.engine.name}",
+                got=str(index.rows_in),
+                fix="let driver and workers share the output folder, and build again",
+            )
+        job.tell("write", index.rows_out, index.rows_out)
+        manifest = Manifest(
+            task=job.task,
+            records=index.rows_out,
+            sensitive=job.is_sensitive,
+            shard_rows=job.shard_rows,
+            shards=shards,
+            content_hash=index.sealed(content_hash),
+            sources=tuple((source.name, source.sha256) for source in sources),
+            written_by=dither_version(),
+            persons=index.written(),
+        )
+        return manifest, index.dropped
 
 
 def _told(batches: Iterator[pa.RecordBatch], job: _Job, total: int) -> Iterator[pa.RecordBatch]:
@@ -205,61 +280,6 @@ def _told(batches: Iterator[pa.RecordBatch], job: _Job, total: int) -> Iterator[
         yield batch
         done += batch.num_rows
         job.tell("write", done, total)
-
-
-def _check(counts: StageCounts, staged: Staged, job: _Job, origins: str) -> None:
-    """Refuse records that cannot make a store of this task."""
-    if counts.read == 0:
-        raise DataError(
-            expected=f"records in {origins}",
-            got="none",
-            fix="give person records; a housing file or a bare header holds none",
-        )
-    if len(counts.vintages) > 1:
-        raise DataError(
-            expected="records of one year",
-            got=f"years {counts.vintages[0]} to {counts.vintages[-1]}",
-            fix="build one store for each year",
-        )
-    if job.on_invalid == "error":
-        _check_rows(counts, staged)
-    if counts.kept == 0:
-        raise DataError(
-            expected=f"records in the scope of task {job.task.name}",
-            got=f"none among those of {origins}",
-            fix="check that these are the right records for the task",
-        )
-    if counts.positives in {0, counts.kept}:
-        raise DataError(
-            expected="records of both classes",
-            got=f"only label {int(counts.positives > 0)} for task {job.task.name}",
-            fix="give more records, or another task",
-        )
-
-
-def _check_rows(counts: StageCounts, staged: Staged) -> None:
-    drop = 'mend them, or leave such rows out with on_invalid="drop" (--on-invalid drop)'
-    if counts.keyless:
-        raise DataError(
-            expected="a complete key in every row", got=f"{counts.keyless} rows without", fix=drop
-        )
-    for column, rows in counts.unknown.items():
-        if rows:
-            found = staged.unknown_codes(column)
-            codes = ", ".join(repr(code[:20]) for code, _ in found[:_CODES_SHOWN])
-            more = f" and {len(found) - _CODES_SHOWN} more" if len(found) > _CODES_SHOWN else ""
-            raise DataError(
-                expected=f"codes or numbers of column {column} as in the published dictionary",
-                got=f"{codes}{more} in {rows} rows",
-                fix=drop,
-            )
-    for column, rows in counts.missing.items():
-        if rows:
-            raise DataError(
-                expected=f"a value of column {column} in every row",
-                got=f"none in {rows} rows",
-                fix=drop,
-            )
 
 
 def _cache_key(job: _Job, sources: tuple[Source, ...]) -> str:

@@ -16,12 +16,13 @@ class StageCounts:
     Args:
         read: Rows read (person records).
         in_scope: Rows that meet the task's conditions.
-        kept: Rows in scope whose columns are all valid; the store's size.
+        kept: Rows in scope whose columns are all valid; with ``bounded`` 0, the store's size.
         positives: Kept rows of the positive class.
         keyless: Rows without a complete key.
         unknown: Rows by column whose code or number the schema does not know.
         missing: Rows by column that lack a value the schema demands.
         vintages: The lowest and the highest year read.
+        bounded: Kept rows that the bound on a person's rows leaves out of the store.
     """
 
     read: int
@@ -32,6 +33,7 @@ class StageCounts:
     unknown: dict[str, int]
     missing: dict[str, int]
     vintages: tuple[str, ...]
+    bounded: int = 0
 
     @property
     def out_of_scope(self) -> int:
@@ -54,4 +56,27 @@ class StageCounts:
             "keyless": self.keyless,
             "kept": self.kept,
             "positives": self.positives,
+            "bounded": self.bounded,
+            "unknown": {name: rows for name, rows in self.unknown.items() if rows},
+            "missing": {name: rows for name, rows in self.missing.items() if rows},
+            "vintages": list(self.vintages),
         }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> StageCounts:
+        """What :meth:`to_json` wrote, but for columns without a bad row.
+
+        Raises:
+            KeyError, TypeError: The values are not those of counts.
+        """
+        return cls(
+            read=value["read"],
+            in_scope=value["read"] - value["out_of_scope"],
+            kept=value["kept"],
+            positives=value["positives"],
+            keyless=value["keyless"],
+            unknown=dict(value["unknown"]),
+            missing=dict(value["missing"]),
+            vintages=tuple(value["vintages"]),
+            bounded=value["bounded"],
+        )

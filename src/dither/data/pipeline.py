@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import sys
 from collections.abc import Sequence
 
 import ibis
@@ -31,13 +32,20 @@ from dither.data.schema import (
     Schema,
     Task,
 )
+from dither.errors import ConfigError
 
 STAGED = "staged"
 """Name under which an engine keeps the result of :func:`staged`."""
 
-_UNKNOWN, _MISSING = -1, -2
-_WHOLE = r"^[0-9]{1,9}(\.0+)?$"
-_NUMBER = r"^[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?$"
+UNKNOWN, MISSING = -1, -2
+"""Stored instead of a position: a text that the schema does not know; none where it wants one."""
+
+# \A and \z mean the same to RE2 and Java; $ would also pass a line end.
+_POSITION = "int16"
+_LONGEST = (1 << 15) - 1
+_FINITE = sys.float_info.max  # "1e400" is no number, whatever an engine reads it as
+_WHOLE = r"\A[0-9]{1,9}(\.0+)?\z"
+_NUMBER = r"\A[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?\z"
 
 
 def source_name(index: int) -> str:
@@ -65,39 +73,61 @@ def _parts(tables: Sequence[TextTable], schema: Schema) -> list[ir.Table]:
 def staged(table: ir.Table, task: Task, keep: tuple[str, ...] = ()) -> ir.Table:
     """Parse, validate and recode every row of :func:`raw`; small integers instead of text.
 
-    Columns: ``key_<i>``; ``in_scope``; ``p_<column>`` (position from 1, 0 for a blank or for a
-    good number, -1 unknown, -2 missing); ``x_<column>`` (float64); ``label``; ``vintage``; and
-    ``t_<column>``, the text itself, for the columns in ``keep``.
+    Columns: ``key_<i>``; ``person``, where the schema has one; ``in_scope``; ``p_<column>``
+    (position from 1, 0 for a blank, another word or a good number, -1 unknown, -2 missing);
+    ``x_<column>`` (float64); ``label``; ``vintage``; and ``t_<column>``, the text itself, for the
+    columns in ``keep``.
     """
     schema = task.schema
+    deciding = [c for c in schema.columns if c.name in task.condition_columns]
+    others = [c for c in schema.columns if c.name not in task.condition_columns]
+    # A user's column may have any name: none of them must be one of ours.
+    table = table.rename(lambda name: f"r_{name}")
     # Each step is a projection of its own, so that an engine computes shared parts once.
     numbered = table.mutate(
-        **{f"n_{c.name}": _parse(table[c.name], c) for c in schema.columns},
-        **{f"key_{i}": _key(table[part.name], part) for i, part in enumerate(schema.key)},
+        **{f"n_{c.name}": _parse(table[f"r_{c.name}"], c) for c in deciding},
+        **{name: _key(table[f"r_{part.name}"], part) for name, part in _names(schema).items()},
         vintage=_vintage(table, schema),
     )
-    parsed = numbered.select(
-        *[f"key_{i}" for i in range(len(schema.key))],
+    decided = numbered.select(
+        *_names(schema),
         "vintage",
-        **{f"p_{c.name}": _position(numbered, c) for c in schema.columns},
-        **{f"x_{c.name}": numbered[f"n_{c.name}"] for c in schema.columns if _is_numeric(c)},
-        **{f"t_{name}": numbered[name] for name in keep},
+        *[f"r_{c.name}" for c in others],
+        **{f"p_{c.name}": _position(numbered, c) for c in deciding},
+        **{f"x_{c.name}": numbered[f"n_{c.name}"] for c in deciding if _is_numeric(c)},
+        **{f"t_{name}": numbered[f"r_{name}"] for name in keep},
     )
-    scope = _all(_holds(parsed, task, condition) for condition in task.where)
-    parsed = parsed.mutate(in_scope=scope, label=_holds(parsed, task, task.label))
-    everywhere = task.condition_columns
-    recoded = {
-        f"p_{c.name}": _resolve(parsed, c)
-        if c.name in everywhere
-        else ibis.ifelse(parsed.in_scope, _resolve(parsed, c), ibis.literal(0, "int16"))
-        for c in schema.columns
-    }
-    imputed = {
-        f"x_{c.name}": parsed[f"x_{c.name}"].fill_null(ibis.literal(c.impute or 0.0, "float64"))
-        for c in schema.columns
-        if isinstance(c, Numeric)
-    }
-    return parsed.mutate(**recoded, **imputed)
+    scope = _all(_holds(decided, task, condition) for condition in task.where)
+    scoped = decided.mutate(in_scope=scope, label=_holds(decided, task, task.label))
+    # In scope only: a text that nobody uses is not even parsed.
+    parsed = scoped.mutate(
+        **{f"n_{c.name}": _parse(scoped[f"r_{c.name}"], c, scoped) for c in others}
+    )
+    return _recoded(parsed, schema, deciding, others, keep)
+
+
+def _names(schema: Schema) -> dict[str, KeyColumn]:
+    """What rows are ordered by, in this order: whose a row is, then which."""
+    person = {} if schema.person is None else {"person": schema.person}
+    return person | {f"key_{i}": part for i, part in enumerate(schema.key)}
+
+
+def _recoded(
+    parsed: ir.Table,
+    schema: Schema,
+    deciding: Sequence[Column],
+    others: Sequence[Column],
+    keep: tuple[str, ...],
+) -> ir.Table:
+    return parsed.select(
+        *_names(schema),
+        *("vintage", "in_scope", "label"),
+        *[f"t_{name}" for name in keep],
+        **{f"p_{c.name}": _resolve(parsed, c) for c in deciding},
+        **{f"p_{c.name}": _position(parsed, c, parsed.in_scope, absent(c)) for c in others},
+        **{f"x_{c.name}": _imputed(parsed[f"x_{c.name}"], c) for c in deciding if _is_numeric(c)},
+        **{f"x_{c.name}": _imputed(parsed[f"n_{c.name}"], c) for c in others if _is_numeric(c)},
+    )
 
 
 def _is_numeric(column: Column) -> bool:
@@ -112,28 +142,45 @@ def _key(text: ir.Value, part: KeyColumn) -> ir.Value:
     return _integer(text).cast("int64") if part.kind == "integer" else text
 
 
-def _integer(text: ir.Value) -> ir.Value:
-    return ibis.cases((text.re_search(_WHOLE), text.try_cast("int32")))
+def _integer(text: ir.Value, when: ir.BooleanValue | None = None) -> ir.Value:
+    # "1.0" is a number to every engine, but an integer to some only.
+    number = ibis.coalesce(text.try_cast("int32"), text.try_cast("float64").try_cast("int32"))
+    whole = text.re_search(_WHOLE)
+    return ibis.cases((whole if when is None else when & whole, number))
 
 
-def _parse(text: ir.Value, column: Column) -> ir.Value:
+def _parse(text: ir.Value, column: Column, scoped: ir.Table | None = None) -> ir.Value:
     """The number that a text means, or NULL; the text itself for a vocabulary of words."""
+    when = None if scoped is None else scoped.in_scope
     if isinstance(column, Categorical):
-        return _integer(text) if column.numbered else text
-    return ibis.cases((text.re_search(_NUMBER), text.try_cast("float64")))
+        return _integer(text, when) if column.numbered else text
+    return number(text, when)
+
+
+def number(text: ir.Value, when: ir.BooleanValue | None = None) -> ir.Value:
+    """The number that a text means, as float64, or NULL; NULL also where ``when`` is false."""
+    plain = text.re_search(_NUMBER)
+    return ibis.cases((plain if when is None else when & plain, text.try_cast("float64")))
 
 
 def _vintage(table: ir.Table, schema: Schema) -> ir.Value:
     if schema.vintage is None:
         return ibis.literal("")
-    return table[schema.vintage.column].substr(0, schema.vintage.length)
+    return table[f"r_{schema.vintage.column}"].substr(0, schema.vintage.length)
 
 
-def _position(table: ir.Table, column: Column) -> ir.Value:
-    """Position of a code, or what is wrong with the text; no imputation yet."""
-    text, value = table[column.name], table[f"n_{column.name}"]
+def _position(
+    table: ir.Table,
+    column: Column,
+    when: ir.BooleanValue | None = None,
+    missing: int = MISSING,
+) -> ir.Value:
+    """Position of a code, or what is wrong with the text; 0 where ``when`` does not hold."""
+    text, value = table[f"r_{column.name}"], table[f"n_{column.name}"]
+    unused = [] if when is None else [(~when, ibis.literal(0))]
     if isinstance(column, Numeric):
-        known = [(value.between(column.lower, column.upper), ibis.literal(0))]
+        lower, upper = (-_FINITE, _FINITE) if column.clip else (column.lower, column.upper)
+        known = [(value.between(lower, upper), ibis.literal(0))]
     elif column.numbered:
         known = [
             (value.between(first, first + length - 1), value - (first - start))
@@ -141,7 +188,9 @@ def _position(table: ir.Table, column: Column) -> ir.Value:
         ]
     else:
         known = [(value == code, ibis.literal(i)) for i, code in enumerate(column.codes, 1)]
-    return ibis.cases(*known, (text.isnull(), _MISSING), else_=_UNKNOWN).cast("int16")
+    otherwise = UNKNOWN if isinstance(column, Numeric) or column.other is None else 0
+    found = ibis.cases(*unused, *known, (text.isnull(), missing), else_=otherwise)
+    return found.cast(_POSITION)
 
 
 def _runs(column: Categorical) -> list[tuple[int, int, int]]:
@@ -167,31 +216,43 @@ def _holds(parsed: ir.Table, task: Task, condition: Condition) -> ir.Value:
     raise AssertionError("Task checks that conditions fit their columns")
 
 
-def _resolve(parsed: ir.Table, column: Column) -> ir.Value:
-    """Turn a missing value into a blank, into the declared constant, or leave it missing."""
-    position = parsed[f"p_{column.name}"]
+def absent(column: Column) -> int:
+    """What a missing value is stored as: a blank, the declared constant, or missing."""
     if isinstance(column, Categorical) and column.blank is not None:
-        substitute = 0
-    elif column.impute is None:
+        return 0
+    if column.impute is None:
+        return MISSING
+    return column.position(str(column.impute)) if isinstance(column, Categorical) else 0
+
+
+def _resolve(parsed: ir.Table, column: Column) -> ir.Value:
+    position = parsed[f"p_{column.name}"]
+    if absent(column) == MISSING:
         return position
-    else:
-        substitute = column.position(column.impute) if isinstance(column, Categorical) else 0
-    missing = position == ibis.literal(_MISSING, "int16")
-    return ibis.ifelse(missing, ibis.literal(substitute, "int16"), position)
+    missing = position == ibis.literal(MISSING, _POSITION)
+    return ibis.ifelse(missing, ibis.literal(absent(column), _POSITION), position)
+
+
+def _imputed(number: ir.Value, column: Column) -> ir.Value:
+    value = number.fill_null(ibis.literal(float(column.impute or 0.0), "float64"))
+    if isinstance(column, Numeric) and column.clip:
+        lower, upper = (ibis.literal(b, "float64") for b in (column.lower, column.upper))
+        return ibis.cases((value < lower, lower), (value > upper, upper), else_=value)
+    return value
 
 
 def _table(task: Task) -> ir.Table:
     schema = task.schema
     kinds = {"text": "string", "integer": "int64"}
-    fields = {f"key_{i}": kinds[part.kind] for i, part in enumerate(schema.key)}
-    fields |= {f"p_{column.name}": "int16" for column in schema.columns}
+    fields = {name: kinds[part.kind] for name, part in _names(schema).items()}
+    fields |= {f"p_{column.name}": _POSITION for column in schema.columns}
     fields |= {f"x_{column.name}": "float64" for column in schema.columns if _is_numeric(column)}
     fields |= {"vintage": "string", "in_scope": "boolean", "label": "boolean"}
     return ibis.table(fields, name=STAGED)
 
 
 def _keyed(table: ir.Table, task: Task) -> ir.BooleanValue:
-    return _all(table[f"key_{i}"].notnull() for i in range(len(task.schema.key)))
+    return _all(table[name].notnull() for name in _names(task.schema))
 
 
 def _valid(table: ir.Table, task: Task) -> ir.BooleanValue:
@@ -215,16 +276,18 @@ def counts(task: Task) -> ir.Table:
         keyless=total(~_keyed(table, task)),
         first_vintage=table.vintage.min(),
         last_vintage=table.vintage.max(),
-        **{f"unknown_{name}": total(table[f"p_{name}"] == _UNKNOWN) for name in names},
-        **{f"missing_{name}": total(table[f"p_{name}"] == _MISSING) for name in names},
+        **{f"unknown_{name}": total(table[f"p_{name}"] == UNKNOWN) for name in names},
+        **{f"missing_{name}": total(table[f"p_{name}"] == MISSING) for name in names},
     )
 
 
 def read_counts(row: dict[str, object], task: Task) -> StageCounts:
     """Type the row that :func:`counts` yields."""
-    numbers = {name: int(value) for name, value in row.items() if isinstance(value, int)}
+    # The sum over no rows is NULL.
+    texts = ("first_vintage", "last_vintage")
+    numbers = {name: int(str(row[name] or 0)) for name in row if name not in texts}
     names = [column.name for column in task.schema.columns]
-    years = {str(row[name]) for name in ("first_vintage", "last_vintage") if row[name]}
+    years = {str(row[name]) for name in texts if row[name]}
     return StageCounts(
         read=numbers["read"],
         in_scope=numbers["in_scope"],
@@ -240,27 +303,42 @@ def read_counts(row: dict[str, object], task: Task) -> StageCounts:
 def unknown_codes(table: ir.Table, task: Task, column: str) -> ir.Table:
     """The texts of :func:`raw` that a column's schema does not know, with their row counts."""
     rows = staged(table, task, keep=(column,))
-    bad = rows.filter(rows[f"p_{column}"] == _UNKNOWN)
+    bad = rows.filter(rows[f"p_{column}"] == UNKNOWN)
     tally = bad.group_by(code=bad[f"t_{column}"]).aggregate(rows=bad.count())
     return tally.order_by(ibis.desc("rows"), "code")
 
 
 def records(task: Task) -> ir.Table:
-    """The valid records in scope, in key order: ``key``, ``c_<i>``, ``v_<i>``, ``label``."""
+    """The valid records in scope: ``key``, ``c_<i>``, ``v_<i>``, ``label``, maybe ``person``.
+
+    In key order; where the schema has a person, all rows of one stand together, in key order.
+    Types are those that every engine has; the writer narrows them.
+    """
     schema, table = task.schema, _table(task)
     kept = table.filter(_keyed(table, task), table.in_scope, _valid(table, task))
     parts = [kept[f"key_{i}"] for i in range(len(schema.key))]
     key = ibis.literal("-").join([part.cast("string") for part in parts])
-    code = code_type(schema)
-    return kept.order_by(*parts).select(
+    whose = {} if schema.person is None else {"person": kept.person.cast("string")}
+    return kept.order_by(*_names(schema)).select(
         key=key,
-        **{f"c_{i}": kept[f"p_{c.name}"].cast(code) for i, c in enumerate(schema.categorical)},
+        **whose,
+        **{f"c_{i}": kept[f"p_{c.name}"] for i, c in enumerate(schema.categorical)},
         **{f"v_{i}": kept[f"x_{c.name}"].cast("float32") for i, c in enumerate(schema.numeric)},
-        label=kept.label.cast("uint8"),
+        label=kept.label.cast("int8"),
     )
 
 
 def code_type(schema: Schema) -> str:
-    """The narrowest type that holds every vocabulary's positions."""
+    """The narrowest type that holds every vocabulary's positions.
+
+    Raises:
+        ConfigError: A vocabulary is too long.
+    """
     widest = max((column.width for column in schema.categorical), default=0)
+    if widest > _LONGEST:
+        raise ConfigError(
+            expected=f"at most {_LONGEST} codes a column",
+            got=str(widest),
+            fix="group the codes, or hash them to fewer",
+        )
     return "uint8" if widest < 1 << 8 else "uint16"

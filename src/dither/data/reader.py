@@ -20,7 +20,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dither.data.schema import Schema
+from dither.data.schema import Categorical, Schema
 from dither.errors import ConfigError, DataError
 
 _COPY_BYTES = 1 << 20
@@ -117,7 +117,7 @@ def open_tables(files: Sequence[Path], schema: Schema, work: Path) -> tuple[Text
         if kind == "zip":
             tables += _zip_tables(path, schema, work / f"source-{number}")
         elif kind == "parquet":
-            tables.append(TextTable(path, "parquet", _parquet_columns(path), path.name))
+            tables.append(_parquet_table(path, schema))
         else:
             tables.append(TextTable(path, "csv", _csv_columns(path, path.name), path.name))
     for table in tables:
@@ -133,6 +133,8 @@ def resolve_columns(table: TextTable, schema: Schema) -> dict[str, str]:
     """
     names: dict[str, tuple[str, ...]] = {part.name: (part.name,) for part in schema.key}
     names |= {column.name: (column.name, *column.aliases) for column in schema.columns}
+    if schema.person is not None:
+        names.setdefault(schema.person.name, (schema.person.name,))
     found = {
         name: next((n for n in candidates if n in table.columns), None)
         for name, candidates in names.items()
@@ -211,22 +213,63 @@ def _csv_columns(path: Path, origin: str) -> tuple[str, ...]:
             got="bytes that are not text",
             fix="check that the file is CSV",
         ) from error
-    if not columns or len(set(columns)) != len(columns):
+    if not columns:
         raise DataError(
             expected=f"a header of distinct column names in {origin}",
-            got="an empty line" if not columns else "the same name twice",
+            got="an empty line",
             fix="write the column names on the first line",
+        )
+    return _distinct(columns, origin)
+
+
+def _distinct(columns: tuple[str, ...], origin: str) -> tuple[str, ...]:
+    # Engines do not agree on whether names that differ by case are two.
+    if len({name.casefold() for name in columns}) != len(columns):
+        raise DataError(
+            expected=f"a header of distinct column names in {origin}",
+            got="the same name twice",
+            fix="name each column once, whatever its case",
         )
     return columns
 
 
-def _parquet_columns(path: Path) -> tuple[str, ...]:
+def _parquet_table(path: Path, schema: Schema) -> TextTable:
     try:
-        schema = pq.read_schema(path)
+        found = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
             expected=f"a Parquet file at {path.name}",
             got="a truncated or corrupt one",
             fix="delete it and fetch or write it again",
         ) from error
-    return tuple(schema.names)
+    table = TextTable(path, "parquet", _distinct(tuple(found.names), path.name), path.name)
+    texts = _texts_of(schema)
+    for name, actual in resolve_columns(table, schema).items():
+        _check_kind(name, found.field(actual).type, path.name, as_text=name in texts)
+    return table
+
+
+def _texts_of(schema: Schema) -> set[str]:
+    """Columns whose exact spelling counts: text keys, and vocabularies of words."""
+    keys = [*schema.key, *([] if schema.person is None else [schema.person])]
+    words = [c.name for c in schema.columns if isinstance(c, Categorical) and not c.numbered]
+    return {part.name for part in keys if part.kind == "text"} | set(words)
+
+
+def _check_kind(name: str, kind: pa.DataType, origin: str, *, as_text: bool) -> None:
+    """Refuse values that engines spell differently as text."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    types = pa.types
+    exact = (types.is_string, types.is_large_string, types.is_integer, types.is_boolean)
+    fine = [*exact, types.is_date, types.is_null]
+    if not as_text:
+        fine += [types.is_floating, types.is_decimal]
+    if not any(test(kind) for test in fine):
+        raise DataError(
+            expected=f"text or whole numbers in column {name} of {origin}"
+            if as_text
+            else f"text or numbers in column {name} of {origin}",
+            got=f"values of type {kind}",
+            fix="write that column as text",
+        )

@@ -1,15 +1,17 @@
 """A typed description of a table: columns, public vocabularies and bounds, and learning tasks.
 
 Every constant in a schema must be public knowledge (a published dictionary, a law, a design
-document), never computed from the records at hand: what is read off the records costs privacy.
+document) or a private release that was charged (`Released`), never computed from the records at
+hand without a charge: what is read off the records costs privacy.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
+from dither.data.schema_json import decode, encode
 from dither.errors import ConfigError
 
 
@@ -28,6 +30,9 @@ class Categorical:
             when a blank is not an answer but a missing value.
         impute: The declared public code that replaces a missing value; ``None`` refuses it.
         aliases: Other names the publisher has given the column.
+        other: What a text outside the vocabulary says ("a rare merchant"); its one-hot is all
+            zeros. ``None`` refuses such a text. A vocabulary that was released needs it, since
+            rare codes are never released.
     """
 
     name: str
@@ -35,6 +40,7 @@ class Categorical:
     blank: str | None = None
     impute: str | None = None
     aliases: tuple[str, ...] = ()
+    other: str | None = None
 
     def __post_init__(self) -> None:
         codes = [self.canonical(code) for code in self.codes]
@@ -56,7 +62,7 @@ class Categorical:
         """Number of one-hot features."""
         return len(self.codes)
 
-    @property
+    @cached_property
     def numbered(self) -> bool:
         """Whether all codes are whole numbers, so that leading zeros do not matter."""
         return all(code.isascii() and code.isdigit() for code in self.codes)
@@ -71,15 +77,20 @@ class Categorical:
         Raises:
             ConfigError: The vocabulary lacks the code.
         """
-        spellings = [self.canonical(known) for known in self.codes]
-        wanted = str(int(code)) if self.numbered and code.isdigit() else code
-        if wanted not in spellings:
+        whole = self.numbered and code.isascii() and code.isdigit()
+        position = self._positions.get(str(int(code)) if whole else code)
+        if position is None:
             raise ConfigError(
                 expected=f"a code of column {self.name}",
                 got=repr(code),
                 fix="use a code of the published vocabulary",
             )
-        return spellings.index(wanted) + 1
+        return position
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        """The stored value of each code, in its canonical spelling."""
+        return {self.canonical(code): i for i, code in enumerate(self.codes, 1)}
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,10 @@ class Numeric:
         upper: Public upper bound; above ``lower``.
         impute: The declared public value that replaces a missing one; ``None`` refuses it.
         aliases: Other names the publisher has given the column.
+        clip: Whether a number beyond the bounds is stored as the bound next to it; else it is
+            refused. Conditions of a task look at the number as it was read.
+        scale: ``linear``, or ``log`` for skewed amounts: (ln(1 + x - lower)) / (ln(1 + upper -
+            lower)).
     """
 
     name: str
@@ -99,9 +114,17 @@ class Numeric:
     upper: int | float
     impute: int | float | None = None
     aliases: tuple[str, ...] = ()
+    clip: bool = False
+    scale: Literal["linear", "log"] = "linear"
 
     def __post_init__(self) -> None:
         _as_floats(self, "lower", "upper", "impute")
+        if self.scale not in {"linear", "log"}:
+            raise ConfigError(
+                expected=f"scale linear or log for column {self.name}",
+                got=repr(self.scale),
+                fix="name one of them",
+            )
         if not self.lower < self.upper:
             raise ConfigError(
                 expected=f"lower < upper for column {self.name}",
@@ -163,15 +186,19 @@ class Schema:
 
     Args:
         name: Short name.
-        key: Columns that together name a record; the store is in the order of this key.
+        key: Columns that together name a record, among those of its person where there is one; the
+            store is in the order of this key.
         features: What the model sees, in this order.
         context: What only the row filter and the label rule read.
         source: Citation of where bounds and vocabularies come from.
         public: Whether tables of this kind are published, so that a store of them is not
             sensitive unless its owner says so.
-        unit: What one row stands for; the unit of privacy.
+        unit: The unit of privacy: ``record``, or ``person``.
         vintage: Where the year stands, if records of several years must not be mixed.
         record_type: Keeps only such rows where the table has that column at all.
+        person: The column that says whose a row is, where a person may have several rows; the unit
+            is then the person.
+        rows_per_person: k ≥ 1, how many rows of one person are used at most.
     """
 
     name: str
@@ -183,14 +210,45 @@ class Schema:
     unit: str = "record"
     vintage: Vintage | None = None
     record_type: OneOf | None = None
+    person: KeyColumn | None = None
+    rows_per_person: int = 1
 
     def __post_init__(self) -> None:
+        self._check_unit()
         names = [column.name for column in self.columns]
         if not self.features or len(set(names)) != len(names) or not self.key:
             raise ConfigError(
                 expected="a schema with a key, features, and each column once",
                 got=f"key {[part.name for part in self.key]}, columns {names}",
                 fix="list a column either as a feature or as context",
+            )
+
+    def _check_unit(self) -> None:
+        if self.person is not None:
+            object.__setattr__(self, "unit", "person")
+        if self.unit not in {"record", "person"}:
+            raise ConfigError(
+                expected="unit record or person", got=repr(self.unit), fix="name one of them"
+            )
+        if type(self.rows_per_person) is not int or self.rows_per_person < 1:
+            raise ConfigError(
+                expected="at least 1 row a person",
+                got=repr(self.rows_per_person),
+                fix="say how many rows of one person may be used at most",
+            )
+        if self.person is None and self.rows_per_person != 1:
+            raise ConfigError(
+                expected="a person column beside a bound on the rows of a person",
+                got=f"{self.rows_per_person} rows and no column",
+                fix="name the column that says whose a row is",
+            )
+        if self.person is not None and any(
+            part.name == self.person.name and part.kind != self.person.kind for part in self.key
+        ):
+            raise ConfigError(
+                expected=f"one kind for column {self.person.name}",
+                got="another as a part of the key than as the person",
+                fix="compare it as text, or as an integer, in both places",
             )
 
     @property
@@ -230,6 +288,30 @@ class Schema:
 
 
 @dataclass(frozen=True)
+class Released:
+    """A constant that looked at records: released under differential privacy, and charged first.
+
+    Attributes:
+        name: Which constant, as `dither.data.store.manifest.public_inputs` names it ("bounds of
+            AMOUNT").
+        value: What was released, as text.
+        statistic: How: the mechanism and its public parameters.
+        epsilon: ε that the ledger was charged.
+        delta: δ that the ledger was charged.
+        account: Which ledger: the id in its header.
+        run: Under which name it was charged there.
+    """
+
+    name: str
+    value: str
+    statistic: str
+    epsilon: float
+    delta: float
+    account: str
+    run: str
+
+
+@dataclass(frozen=True)
 class Task:
     """A yes/no question about the records of a schema.
 
@@ -239,7 +321,9 @@ class Task:
         where: Conditions that a record must all meet to be in the task.
         label: Holds for the positive class.
         class_weights: Declared public weights of the negative and the positive class.
-        weights_source: Citation of where the weights come from; never these records.
+        weights_source: Citation of where the weights come from; never these records, unless they
+            are among those released.
+        released: The constants of schema and task that were released from records.
     """
 
     name: str
@@ -248,6 +332,7 @@ class Task:
     label: Condition
     class_weights: tuple[int | float, int | float] = (1.0, 1.0)
     weights_source: str = "unweighted"
+    released: tuple[Released, ...] = ()
 
     def __post_init__(self) -> None:
         weights = tuple(map(float, self.class_weights))
@@ -271,7 +356,7 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a manifest; :meth:`from_json` reads them back."""
-        return _encode(self)  # type: ignore[no-any-return]
+        return encode(self, _KINDS)  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Task:
@@ -280,7 +365,7 @@ class Task:
         Raises:
             KeyError, TypeError, ValueError: The values are not those of a task.
         """
-        task = _decode(value)
+        task = decode(value, _KINDS)
         if not isinstance(task, Task):
             raise TypeError(type(task).__name__)
         return task
@@ -295,23 +380,5 @@ def _as_floats(value: Numeric | Between, *names: str) -> None:
 
 _KINDS: dict[str, type] = {
     kind.__name__: kind
-    for kind in (Categorical, Numeric, OneOf, Between, KeyColumn, Vintage, Schema, Task)
+    for kind in (Categorical, Numeric, OneOf, Between, KeyColumn, Vintage, Schema, Task, Released)
 }
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_encode(item) for item in value]
-    if type(value).__name__ in _KINDS:
-        fields = {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"kind": type(value).__name__, "fields": fields}
-    return value
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_decode(item) for item in value)
-    if isinstance(value, dict):
-        kind = _KINDS[value["kind"]]
-        return kind(**{name: _decode(item) for name, item in value["fields"].items()})
-    return value

@@ -12,6 +12,8 @@ from jaxtyping import UInt8
 
 from dither.noise.key import KEY_BYTES, Key
 
+_SEED_BITS = 64  # seeds of users are below 2⁶⁴, so those of ranks do not meet
+
 
 class Entropy(abc.ABC):
     """A source of uniform bytes.
@@ -86,3 +88,16 @@ class InsecureSeed(Entropy):
     def stream(self, name: str) -> Entropy:
         """Return another stream of the same seed."""
         return InsecureSeed(self.value, name)
+
+
+def entropy_of_rank(seed: int | None, rank: int) -> Entropy:
+    """Return one rank's source: the operating system's, or with a seed one that no other rank has.
+
+    Ranks that drew the same noise would add it up R-fold instead of √R-fold, and ranks that drew
+    the same samples would not be independent. Rank 0 has the seed itself.
+
+    Args:
+        seed: For debugging, insecure; None for the operating system's entropy.
+        rank: Whose.
+    """
+    return OsEntropy() if seed is None else InsecureSeed(seed + (rank << _SEED_BITS))

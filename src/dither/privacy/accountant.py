@@ -7,12 +7,22 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from dp_accounting import UnsupportedEventError, get_epsilon_gaussian, pld, rdp
+from dp_accounting.pld import privacy_loss_distribution as distributions
+from dp_accounting.pld.common import DifferentialPrivacyParameters
 
 from dither.errors import ConfigError
-from dither.privacy.events import Event, Gaussian, NonPrivate, Relation
+from dither.privacy.events import (
+    ApproximateDP,
+    Event,
+    Gaussian,
+    NonPrivate,
+    Relation,
+    SampledGaussian,
+)
 
 PLD = "PLD (dp-accounting)"
 CLOSED_FORM = "closed form of Gaussians (dp-accounting)"
@@ -63,10 +73,40 @@ def epsilon(
     gaussians = [(event, count) for event, count in counts.items() if isinstance(event, Gaussian)]
     if counts and len(gaussians) == len(counts):
         return _of_gaussians(gaussians, delta, relation)
+    if any(isinstance(event, ApproximateDP) for event in counts):
+        return _of_distributions(counts, delta, relation)
     accountant = pld.PLDAccountant(relation.to_dp_accounting(), _interval(counts))
     for event, count in counts.items():
         accountant.compose(event.to_dp_event(), count)
     return float(accountant.get_epsilon(delta)) if counts else 0.0
+
+
+def _of_distributions(counts: Counter[Event], delta: float, relation: Relation) -> float:
+    """Compose as dp-accounting's accountant does, and with it (ε, δ), which has no event there."""
+    interval = _interval(counts)
+    total = distributions.identity(interval)
+    for event, count in counts.items():
+        total = total.compose(_distribution(event, count, relation, interval))
+    return float(total.get_epsilon_for_delta(delta))
+
+
+def _distribution(event: Event, count: int, relation: Relation, interval: float) -> Any:
+    """Return the privacy loss distribution of so many releases of one event."""
+    if isinstance(event, ApproximateDP):
+        known = DifferentialPrivacyParameters(event.epsilon, event.delta)
+        return distributions.from_privacy_parameters(known, interval).self_compose(count)
+    assert not isinstance(event, NonPrivate)  # noqa: S101 - has no distribution; ε is infinite
+    options = {
+        "value_discretization_interval": interval,
+        "neighboring_relation": relation.to_dp_accounting(),
+    }
+    if isinstance(event, Gaussian):
+        noise = event.noise_multiplier / math.sqrt(count)
+        return distributions.from_gaussian_mechanism(noise, **options)
+    one = distributions.from_gaussian_mechanism(
+        event.noise_multiplier, sampling_prob=event.rate, **options
+    )
+    return one.self_compose(count)
 
 
 def _of_gaussians(
@@ -90,8 +130,9 @@ def epsilon_rdp(
     """Return ε by Rényi divergences, a looser bound to check PLD against.
 
     Returns:
-        ε, or None where RDP says nothing: under ``replace_one`` dp-accounting's RDP refuses
-        sampled events and does not double the sensitivity of plain ones.
+        ε, to which releases that are no more than (ε, δ)-private add theirs (basic composition); or
+        None where RDP says nothing: under ``replace_one`` dp-accounting's RDP refuses sampled
+        events and does not double the sensitivity of plain ones, and where δ is taken up.
     """
     check_delta(delta)
     counts = _merge(events)
@@ -99,14 +140,20 @@ def epsilon_rdp(
         return None
     if any(isinstance(event, NonPrivate) for event in counts):
         return math.inf
+    apart = [(event, n) for event, n in counts.items() if isinstance(event, ApproximateDP)]
+    added = math.fsum(event.epsilon * n for event, n in apart)
+    delta -= math.fsum(event.delta * n for event, n in apart)
+    if delta <= 0.0:
+        return None
+    rest = {event: n for event, n in counts.items() if not isinstance(event, ApproximateDP)}
     accountant = rdp.RdpAccountant(_ORDERS, relation.to_dp_accounting())
     try:
         with _quiet():
-            for event, count in counts.items():
+            for event, count in rest.items():
                 accountant.compose(event.to_dp_event(), count)
     except UnsupportedEventError:
         return None
-    return float(accountant.get_epsilon(delta)) if counts else 0.0
+    return added + (float(accountant.get_epsilon(delta)) if rest else 0.0)
 
 
 def epsilon_by_step(
@@ -134,7 +181,7 @@ def _interval(counts: Counter[Event]) -> float:
     Below z = 0.4, ε is far above 10 and a fine grid would take minutes; the bound stays valid.
     """
     fine, coarse = 1e-4, 1e-2
-    noises = [event.noise_multiplier for event in counts if not isinstance(event, NonPrivate)]
+    noises = [e.noise_multiplier for e in counts if not isinstance(e, NonPrivate | ApproximateDP)]
     return fine if min(noises, default=1.0) >= 0.4 else coarse
 
 
@@ -148,7 +195,7 @@ def _merge(events: Iterable[tuple[Event, int]]) -> Counter[Event]:
                 fix="charge events, never take charges back",
             )
         # A full sample is a plain Gaussian; the accountant is told so in the simplest form.
-        if not isinstance(event, Gaussian | NonPrivate) and event.rate == 1.0:
+        if isinstance(event, SampledGaussian) and event.rate == 1.0:
             event = Gaussian(event.noise_multiplier)  # noqa: PLW2901
         counts[event] += count
     return +counts

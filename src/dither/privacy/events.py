@@ -95,6 +95,42 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
+class ApproximateDP:
+    """One release of a mechanism of which no more is known than that it is (ε, δ)-private.
+
+    So it is charged as the worst mechanism of that kind: one that with probability δ tells all,
+    and else is randomised response at ε (Kairouz, Oh and Viswanath 1311.0776), whose privacy loss
+    bounds that of every other. Who charges it vouches for (ε, δ) towards one *unit* under the
+    account's *relation*; nothing is doubled here.
+
+    Attributes:
+        epsilon: ε > 0 of the release.
+        delta: δ in [0, 1); 0 for pure ε, as of Laplace noise.
+    """
+
+    epsilon: float
+    delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.epsilon > 0.0 and math.isfinite(self.epsilon)):
+            raise ConfigError(
+                expected="a finite epsilon above 0 for a release",
+                got=repr(self.epsilon),
+                fix="give a positive budget, for instance 0.1",
+            )
+        if not 0.0 <= self.delta < 1.0:
+            raise ConfigError(
+                expected="a delta in [0, 1) for a release",
+                got=repr(self.delta),
+                fix="choose 0, or well below one over the number of records",
+            )
+
+    def to_dp_event(self) -> DpEvent:
+        """Return what dp-accounting's accountants refuse: they have no event for it."""
+        return dp_accounting.UnsupportedDpEvent()
+
+
+@dataclass(frozen=True)
 class NonPrivate:
     """A release without protection: ε = ∞.
 
@@ -109,11 +145,14 @@ class NonPrivate:
         return dp_accounting.NonPrivateDpEvent()
 
 
-Event = SampledGaussian | Gaussian | NonPrivate
+Event = SampledGaussian | Gaussian | ApproximateDP | NonPrivate
 
-_KINDS: dict[str, type[SampledGaussian] | type[Gaussian] | type[NonPrivate]] = {
+_KINDS: dict[
+    str, type[SampledGaussian] | type[Gaussian] | type[ApproximateDP] | type[NonPrivate]
+] = {
     "sampled_gaussian": SampledGaussian,
     "gaussian": Gaussian,
+    "approximate_dp": ApproximateDP,
     "non_private": NonPrivate,
 }
 

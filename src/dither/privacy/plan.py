@@ -206,15 +206,20 @@ class Plan:
         return make_lattice(
             step_exponent=exponent,
             sigma=sigma,
-            largest=self._largest_batch() * l2_sensitivity,
+            largest=self._largest_batch(world_size) * l2_sensitivity,
             world_size=world_size,
         )
 
-    def _largest_batch(self) -> float:
-        """Return how many contributions one rank's sum may hold before coordinates saturate."""
+    def _largest_batch(self, world_size: int) -> float:
+        """Return how many contributions one rank's sum may hold before coordinates saturate.
+
+        Ranks have shards of about one size, so each expects its part of the batch. Where shards
+        are uneven a coordinate saturates sooner, which costs accuracy and no privacy.
+        """
         if self.unit is Unit.RANK:  # one call, one contribution
             return 1.0
-        return self.expected_batch_size + 10.0 * math.sqrt(self.expected_batch_size) + 10.0
+        expected = self.expected_batch_size / world_size
+        return expected + 10.0 * math.sqrt(expected) + 10.0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

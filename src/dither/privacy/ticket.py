@@ -20,14 +20,18 @@ class SampleTicket:
         kind: The sampler that ran.
         rate: The rate it ran at.
         secret: Whether nobody can know or repeat the draw.
+        population: How many records it was drawn from; 0 where nobody says.
     """
 
-    __slots__ = ("_owner", "_unspent", "kind", "rate", "secret")
+    __slots__ = ("_owner", "_unspent", "kind", "population", "rate", "secret")
 
-    def __init__(self, kind: SamplerKind, rate: float, *, secret: bool) -> None:
+    def __init__(
+        self, kind: SamplerKind, rate: float, *, secret: bool, population: int = 0
+    ) -> None:
         self.kind = kind
         self.rate = rate
         self.secret = secret
+        self.population = population
         self._unspent = [True]  # popping is atomic, also between threads
         self._owner = os.getpid()
 

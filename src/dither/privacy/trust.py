@@ -10,7 +10,7 @@ trust               each rank adds      the sum carries         protects against
 ``local`` (DPAR)    zC                  zC·√R                   the network, all other ranks
 ==================  ==================  ======================  =============================
 
-``distributed`` needs masks (a secure sum), which the training step does not offer yet.
+``distributed`` needs masks (a secure sum) that withstand t ranks; a release without is refused.
 """
 
 from __future__ import annotations

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import uuid
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,17 +21,15 @@ from dither.privacy.account import Account
 from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
 from dither.privacy.trust import LOCAL, Trust
-from dither.reduce.agreement import Agreement, Terms, consent, gather
+from dither.reduce.agreement import Agreement, Terms, gather
 from dither.reduce.algorithms.auto import current_table
+from dither.reduce.carrier import carry
 from dither.reduce.endpoint import Endpoint
 from dither.reduce.protections.keys import Authentication
-from dither.reduce.protections.masked import Masks
-from dither.reduce.protections.private import BLOCK, Reduced, SharedMemoryReduced
 from dither.reduce.rank_ledger import open_rank_ledger
-from dither.reduce.transports.shared_memory import SharedMemory
+from dither.reduce.small import on_all
 from dither.release.arrays import check_arrays
 from dither.release.contribution import ContributionRelease, bound_lattice, contribution_plan
-from dither.release.transport import Transport
 
 # How long a pool waits for a next call where ranks leave no core idle.
 LINGER = 0.001
@@ -139,7 +135,13 @@ class PrivateReduce:
         self._started: Future[np.ndarray] | None = None
         self.account = self._account(ledger, run, lease)
         self._left = self._fewest_left()
-        self.transport = self._carrier(algorithm, authentication)
+        self.transport = carry(
+            endpoint,
+            self.plan.trust,
+            self._open,
+            algorithm=algorithm,
+            authentication=authentication,
+        )
 
     def __call__(self, values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Return the noisy sum of all ranks' clipped contributions, after all calls of `start`.
@@ -301,7 +303,7 @@ class PrivateReduce:
             book = ledger if isinstance(ledger, Ledger) else open_rank_ledger(ledger, rank)
             return Account(book, run or uuid.uuid4().hex, self.plan, lease=lease)
 
-        return _on_all(self.endpoint, open_it, "open its account")
+        return on_all(self.endpoint, open_it, "open its account")
 
     def _fewest_left(self) -> int:
         """Return the calls that every rank can still pay, so that all refuse the same one."""
@@ -314,27 +316,6 @@ class PrivateReduce:
                 fix="name another run, which adds to the account, or plan with more releases",
             )
         return fewest
-
-    def _carrier(self, algorithm: str, authentication: Authentication | None) -> Transport:
-        masks = None
-        trust = self.plan.trust
-        if trust.name == "distributed":
-            masks = Masks.agree(
-                self.endpoint, colluders=trust.colluders, authentication=authentication
-            )
-        shared = self._shared_memory() if algorithm in {"auto", "backend"} else None
-        if shared is not None:
-            return SharedMemoryReduced(shared, masks=masks)
-        return Reduced(self.endpoint, algorithm=algorithm, masks=masks, block=BLOCK)
-
-    def _shared_memory(self) -> SharedMemory | None:
-        """Return this host's memory where it serves all ranks."""
-        endpoint = self.endpoint
-        if isinstance(endpoint, SharedMemory):
-            return endpoint
-        if endpoint.kind == "threads" or endpoint.world_size == 1 or any(endpoint.hosts):
-            return None
-        return self._open.enter_context(SharedMemory.over(endpoint))
 
 
 def _opening(plan: Plan, algorithm: str, run: str | None) -> Terms:
@@ -349,15 +330,3 @@ def _opening(plan: Plan, algorithm: str, run: str | None) -> Terms:
         table=current_table().digest,
         others=(("run", run or ""),),
     )
-
-
-def _on_all(endpoint: Endpoint, act: Callable[[], Account], what: str) -> Account:
-    """Act on all ranks; where one fails, all raise: nobody waits for it."""
-    try:
-        result = act()
-    except Exception as error:
-        with contextlib.suppress(ReduceError):  # this rank's own error says more
-            consent(endpoint, f"it could not {what} ({type(error).__name__})")
-        raise
-    consent(endpoint, None)
-    return result

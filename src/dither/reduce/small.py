@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import struct
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
-from dither.errors import MismatchError, ReduceError
+from dither.errors import MismatchError, PeerError, ReduceError
 from dither.reduce.endpoint import Endpoint
 
 # A record: magic, kind of call, flags, body. 41 bytes: odd, so never the size of a message of
 # integers or floats. It may never change, or two versions could not tell each other apart.
 _RECORD = struct.Struct(">7scB32s")
 _MAGIC = b"dither1"
-_AGREE, _GATHER, _BROADCAST, _CONSENT = b"A", b"G", b"B", b"C"
+_AGREE, _GATHER, _BROADCAST, _CONSENT, _LARGEST, _ANYONE = b"A", b"G", b"B", b"C", b"L", b"?"
 _DIFFER, _STRANGE, _REFUSE = 1, 2, 4
 _SHOWN = 4
+
+Value = TypeVar("Value")
 
 # Takes two bodies; returns the body and the flags of both together. Idempotent and commutative.
 Combine: TypeAlias = Callable[[bytes, bytes], tuple[bytes, int]]
@@ -191,6 +195,60 @@ def consent(endpoint: Endpoint, problem: str | None) -> None:
         got="; ".join(found[:_SHOWN]) + more,
         fix="mend those ranks, then start again on all",
     )
+
+
+def on_all(endpoint: Endpoint, act: Callable[[], Value], what: str) -> Value:
+    """Act on all ranks; where one fails, all raise: nobody waits for it. Collective.
+
+    Args:
+        endpoint: This rank's end.
+        act: What only this rank can know to fail; not collective itself.
+        what: What is done, in public words: others are told "it could not {what}".
+
+    Raises:
+        ReduceError: On the ranks that could; the others raise their own error.
+    """
+    try:
+        result = act()
+    except PeerError:
+        raise  # nobody is there to tell
+    except Exception as error:
+        with contextlib.suppress(ReduceError):  # this rank's own error says more
+            consent(endpoint, f"it could not {what} ({type(error).__name__})")
+        raise
+    consent(endpoint, None)
+    return result
+
+
+def largest(endpoint: Endpoint, body: bytes) -> bytes:
+    """Return the largest of all ranks' 32 bytes, on all ranks. Collective, ⌈log₂ R⌉ messages.
+
+    Raises:
+        MismatchError: On all ranks: they are in calls of different kinds.
+        PeerError: A rank is dead, or does not come in time.
+    """
+    return _spread(endpoint, _LARGEST, 0, body, _larger)[1]
+
+
+def anyone(endpoint: Endpoint, holds: bool) -> bool:
+    """Return, on all ranks alike, whether something holds on any. Collective.
+
+    Raises:
+        MismatchError: On all ranks: they are in calls of different kinds.
+        PeerError: A rank is dead, or does not come in time.
+    """
+    return bool(_spread(endpoint, _ANYONE, 0, bytes([holds]) + bytes(31), _larger)[1][0])
+
+
+def pack(values: dict[str, str]) -> bytes:
+    """Return names and values as one payload, the same for the same content."""
+    return json.dumps(values, sort_keys=True).encode()
+
+
+def unpack(payload: bytes) -> dict[str, str]:
+    """Return what was packed."""
+    values: dict[str, str] = json.loads(payload)
+    return values
 
 
 def show_ranks(ranks: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from typing import final
 
 import numpy as np
@@ -24,6 +25,8 @@ SHORT = 1 << 16
 # Coordinates of one block: 1 MiB of float64, which caches hold. A multiple of the 128 draws that a
 # key hands out together, so that the cuts waste no numbers and the noise is that of one pass.
 BLOCK = 1 << 17
+# Coordinates that one pass over shared memory takes: cheap to start next to that.
+TOGETHER = 1 << 20
 _NATIVE = {torch.float32, torch.float64}
 
 
@@ -60,6 +63,15 @@ class ChunkEncoder:
         self._scale = check_scale(scale)
         self._dtype = check_dtype(dtype)
         self._out = None if out is None else check_out(out, dtype)
+
+    def into(self, out: Tensor | None) -> ChunkEncoder:
+        """Return an encoder that fills other memory, of a type of its own; itself for None."""
+        if out is None:
+            return self
+        other = copy(self)
+        other._dtype = check_dtype(out.dtype)  # noqa: SLF001 - its own class
+        other._out = check_out(out, out.dtype)  # noqa: SLF001
+        return other
 
     def encode(self, chunk: Mapping[str, Tensor]) -> Encoded:
         """Return a message with noise on every coordinate, in the order of the chunk.
@@ -132,12 +144,15 @@ class ChunkEncoder:
         total = self._memory(_size(chunk))
         out = total.numpy()
         start = saturated = 0
-        for values in _arrays(chunk):
-            room = out[start : start + values.size]
-            saturated += carrier.release(
-                values, room, lattice=self._lattice, noise=self._noise, scale=self._scale
-            )
-            start += values.size
+        for values in _arrays(chunk, TOGETHER):
+            # Ranks must come with the same cuts, whether a table's rows are few or all of it.
+            for at in range(0, values.size, TOGETHER):
+                part = values[at : at + TOGETHER]
+                room = out[start : start + part.size]
+                saturated += carrier.release(
+                    part, room, lattice=self._lattice, noise=self._noise, scale=self._scale
+                )
+                start += part.size
         return _named(total, chunk), saturated
 
     def _memory(self, size: int) -> Tensor:
@@ -208,10 +223,10 @@ def pieces(tensors: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def _arrays(chunk: Mapping[str, Tensor]) -> Iterator[Float[np.ndarray, " _"]]:
+def _arrays(chunk: Mapping[str, Tensor], block: int = BLOCK) -> Iterator[Float[np.ndarray, " _"]]:
     for piece in pieces([tensor.to("cpu") for tensor in chunk.values()]):
         if is_rows(piece):
-            yield from row_blocks(piece, BLOCK)
+            yield from row_blocks(piece, block)
         else:
             yield piece.numpy()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import final
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from dither.noise.key import Key
 from dither.noise.pool import FreshNoise, Noise, is_private
 from dither.privacy.account import Account
 from dither.privacy.plan import Plan
+from dither.release.ahead import Line, Sender, Spans
 from dither.release.bounded_sum import BoundedSum
 from dither.release.chunk import ChunkEncoder
 from dither.release.transport import FusedTransport, Solo, Transport
@@ -32,6 +35,101 @@ class Released:
     saturated: int = field(repr=False)
 
 
+@final
+class Opened:
+    """A release that is paid for: what it sends is protected. `open_release` makes it.
+
+    Args:
+        bounded: The sum whose chunks will be sent.
+        carrier: Carries messages.
+        encoder: With the plan's lattice.
+    """
+
+    def __init__(self, bounded: BoundedSum, carrier: Transport, encoder: ChunkEncoder) -> None:
+        self._bounded = bounded
+        self._carrier = carrier
+        self._encoder = encoder
+        self._names: set[str] = set()
+        self._found = 0
+        self.saturated = 0
+
+    def admit(self, chunk: Mapping[str, Tensor]) -> None:
+        """Let a chunk pass, before it is sent.
+
+        More coordinates than declared would mean too little noise for the lattice's γ√d, and a
+        name twice would be lost.
+
+        Raises:
+            ReleaseError: The sum is broken.
+        """
+        self._found += sum(tensor.numel() for tensor in chunk.values())
+        fits = self._found <= self._bounded.dimension
+        self._require(fits and self._names.isdisjoint(chunk))
+        self._names.update(chunk)
+
+    def send(self, chunk: Mapping[str, Tensor], out: Tensor | None = None) -> dict[str, Tensor]:
+        """Encode a chunk, sum it over ranks and decode it. One thread at a time, in one order.
+
+        Args:
+            chunk: Admitted.
+            out: Memory for it alone, in place of the release's own.
+
+        Raises:
+            ReleaseError: A value is not finite; nothing left.
+            ReduceError: There is no sum.
+        """
+        noisy, clamped = _release_chunk(chunk, self._encoder.into(out), self._carrier)
+        self.saturated += clamped
+        return noisy
+
+    def finish(self) -> None:
+        """Make sure that all of the sum was sent.
+
+        Raises:
+            ReleaseError: Some of it was not.
+        """
+        self._require(self._found == self._bounded.dimension)
+
+    def abandon(self, error: BaseException) -> None:
+        """Let the other ranks know, where the transport can, that no more comes from here."""
+        self._carrier.abandon(type(error).__name__)
+
+    def _require(self, whole: bool) -> None:
+        if not whole:
+            raise ReleaseError(
+                expected=f"a sum of {self._bounded.dimension} coordinates, as declared, each one "
+                "once",
+                got=f"{self._found}, or a name twice",
+                fix="report this as a bug: a clipping engine lost or repeated a parameter",
+            )
+
+
+def open_release(
+    bounded: BoundedSum,
+    account: Account,
+    transport: Transport | None = None,
+    noise: Noise | None = None,
+    *,
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+    out: Tensor | None = None,
+) -> Opened:
+    """Check and pay for a release; its chunks may be sent afterwards. See `release_sum`.
+
+    When this returns, the charge is durable and the sample spent.
+    """
+    carrier = transport or Solo()
+    source = noise or FreshNoise(Key())
+    _require_protection(bounded, account, source)
+    require_masks(account.plan, carrier)
+    _require_slack(bounded, account)
+    lattice = account.plan.bind(bounded.l2_clip, bounded.dimension, carrier.world_size)
+    encoder = ChunkEncoder(lattice, source, scale=scale, dtype=dtype, out=out)
+    bounded.ticket.spend(account.plan)
+    account.charge(account.plan.event, bounded.ticket.population)
+    return Opened(bounded, carrier, encoder)
+
+
 def release_sum(
     bounded: BoundedSum,
     account: Account,
@@ -41,14 +139,19 @@ def release_sum(
     scale: float = 1.0,
     dtype: torch.dtype = torch.float64,
     out: Tensor | None = None,
+    sender: Sender | None = None,
+    spans: Spans | None = None,
 ) -> Released:
     """Release a sum with the noise its plan promises.
 
     Guarantee: the result is one event ``account.plan.event`` under the plan's relation, unit and
     trust. The neighbouring sums lie within the charged sensitivity (`Plan.bind`), the noise is an
     exact rounded Gaussian on the same lattice, and everything after it is post-processing. The
-    charge is durable before the first chunk is encoded; the sample is spent even when something
-    fails afterwards, so a retry must draw and pay anew.
+    charge is durable before the first chunk is encoded, and chunks are asked for only then: they
+    may be computed one by one, each while the one before it travels (``sender``). Neither the cuts
+    nor the order depend on records, so when chunks leave tells of records what durations tell,
+    which no guarantee covers. The sample is spent even when something fails afterwards, so a retry
+    must draw and pay anew; other ranks learn of the failure (`Transport.abandon`).
 
     Args:
         bounded: The clipped sum with its sample's ticket.
@@ -60,9 +163,13 @@ def release_sum(
         dtype: Of the released tensors, float32 or float64.
         out: Flat memory on the CPU for all of them, used again from release to release: their
             views live until the next one. Fresh memory by default, and on other devices.
+        sender: Thread that encodes, sends and decodes each chunk, in the chunks' order, while the
+            next is computed. The same bits as without.
+        spans: Where to note when each message was sent.
 
     Raises:
-        SamplingError: The sample was used before or is not the plan's.
+        SamplingError: The sample was used before or is not the plan's, or the ranks' samples come
+            from more records together than the plan has.
         ConfigError: The sum was clipped to another bound than the plan's, or the scale or dtype
             is none that can be had.
         BudgetExhaustedError: No step is left.
@@ -70,27 +177,20 @@ def release_sum(
             needs masks, or the sum is broken.
         NoiseError: The noise cannot serve the plan's lattice; found before anything is spent.
     """
-    carrier = transport or Solo()
-    source = noise or FreshNoise(Key())
-    _require_protection(bounded, account, source)
-    require_masks(account.plan, carrier)
-    _require_slack(bounded, account)
-    lattice = account.plan.bind(bounded.l2_clip, bounded.dimension, carrier.world_size)
-    encoder = ChunkEncoder(lattice, source, scale=scale, dtype=dtype, out=out)
-    bounded.ticket.spend(account.plan)
-    account.charge(account.plan.event)
+    opened = open_release(bounded, account, transport, noise, scale=scale, dtype=dtype, out=out)
     tensors: dict[str, Tensor] = {}
-    saturated = found = 0
-    for chunk in bounded.chunks:
-        found += sum(tensor.numel() for tensor in chunk.values())
-        # More coordinates than declared would mean too little noise for the lattice's γ√d, and a
-        # name twice would be lost: both are refused before the chunk leaves.
-        _require(found <= bounded.dimension and tensors.keys().isdisjoint(chunk), found, bounded)
-        noisy, clamped = _release_chunk(chunk, encoder, carrier)
-        tensors.update(noisy)
-        saturated += clamped
-    _require(found == bounded.dimension, found, bounded)
-    return Released(tensors, saturated)
+    try:
+        with Line[dict[str, Tensor]](sender, spans) as line:
+            for chunk in bounded.chunks:
+                opened.admit(chunk)
+                line.send(partial(opened.send, chunk))
+            opened.finish()
+            for noisy in line.results():
+                tensors.update(noisy)
+    except BaseException as error:
+        opened.abandon(error)
+        raise
+    return Released(tensors, opened.saturated)
 
 
 def _require_protection(bounded: BoundedSum, account: Account, source: Noise) -> None:
@@ -142,12 +242,3 @@ def _release_chunk(
         return encoder.together(chunk, carrier)
     encoded = encoder.encode(chunk)
     return encoder.decode(carrier.all_reduce(encoded.message), chunk), encoded.saturated
-
-
-def _require(whole: bool, found: int, bounded: BoundedSum) -> None:
-    if not whole:
-        raise ReleaseError(
-            expected=f"a sum of {bounded.dimension} coordinates, as declared, each one once",
-            got=f"{found}, or a name twice",
-            fix="report this as a bug: a clipping engine lost or repeated a parameter",
-        )

@@ -48,6 +48,13 @@ class Transport(ABC):
             ReduceError: There is no sum; what was sent was protected and stays charged.
         """
 
+    def abandon(self, reason: str) -> None:  # noqa: B027 - not all can tell
+        """Break off: this rank failed between two messages, and the others shall not wait for it.
+
+        Args:
+            reason: Name of an error's type; public.
+        """
+
 
 class FusedTransport(Transport):
     """A transport that adds the noise while it writes the message, in one pass."""

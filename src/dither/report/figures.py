@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from dither.report.folder import Checkpoint, Curve, Run
+from dither.report.precision import heat_map
 from dither.report.statement import guarantee_statement
 from dither.report.svg import INK, MUTED, SERIES, SURFACE, draw
 from dither.report.words import NONE, Number, count, duration, fixed, percent, rounded_up
@@ -52,6 +53,7 @@ def public_drawings(run: Run, against: Run | None) -> tuple[Drawing, ...]:
         _step_time(run, against),
         _roc(run, against),
         _precision_recall(run, against),
+        *_low_precision(run),
     )
 
 
@@ -195,6 +197,15 @@ def _step_time(run: Run, against: Run | None) -> Drawing:
     )
     svg = draw(paint, name="time", label=f"{title}. {caption}")
     return Drawing("time", title, caption, svg)
+
+
+def _low_precision(run: Run) -> tuple[Drawing, ...]:
+    """Draw the schedule of a run in low precision; nothing for others."""
+    if run.choices is None or not run.choices.steps:
+        return ()
+    last = run.checkpoints[-1].step if run.checkpoints else 0
+    title, caption, svg = heat_map(run.choices, last)
+    return (Drawing("precision", title, caption, svg),)
 
 
 def _roc(run: Run, against: Run | None) -> Drawing:

@@ -15,6 +15,8 @@ from dither.report.documents import (
     read_list,
     read_optional,
 )
+from dither.report.precision import Choices, read_choices
+from dither.report.ranks import Start, ranks_of
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Run:
         checkpoints: ``metrics.jsonl`` in order of steps.
         roc: False against true positive rate; None until the run ends.
         precision_recall: Recall against precision; None until the run ends.
+        choices: Which layers ran in low precision; None without.
+        starts: ``starts.jsonl``; none of runs of before it was written.
     """
 
     name: str
@@ -63,6 +67,13 @@ class Run:
     checkpoints: tuple[Checkpoint, ...]
     roc: Curve | None
     precision_recall: Curve | None
+    choices: Choices | None = None
+    starts: tuple[Start, ...] = ()
+
+    @property
+    def ranks(self) -> int:
+        """On how many processes the run trained at last."""
+        return ranks_of(self.summary, self.starts)
 
     @property
     def finished(self) -> bool:
@@ -147,6 +158,8 @@ def read_run(path: Path) -> Run:
         checkpoints=_checkpoints(read_lines(path / "metrics.jsonl")),
         roc=_curve(curves, "roc", "fpr", "tpr"),
         precision_recall=_curve(curves, "pr", "recall", "precision"),
+        choices=read_choices(read_optional(path / "precision.json")),
+        starts=tuple(_start(line) for line in read_lines(path / "starts.jsonl")),
     )
 
 
@@ -161,6 +174,15 @@ def read_operator_part(path: Path) -> OperatorPart | None:
     if not lines:
         return None
     return OperatorPart(tuple(_operator_step(line) for line in lines), _edges(folder))
+
+
+def read_data_part(path: Path) -> Document | None:
+    """Read how the run's record store was built; None where nothing tells.
+
+    Raises:
+        DataError: The file is broken.
+    """
+    return read_optional(path / "private" / "data.json")
 
 
 def check_comparable(run: Run, against: Run) -> None:
@@ -195,6 +217,13 @@ def _checkpoints(lines: tuple[Document, ...]) -> tuple[Checkpoint, ...]:
         )
     }
     return tuple(found[step] for step in sorted(found))
+
+
+def _start(line: Document) -> Start:
+    ranks = line.number("ranks")
+    if ranks is None or ranks < 1:
+        line.refuse("a number of ranks", ("ranks",))
+    return Start(_step(line), int(ranks), line.text("engine"))
 
 
 def _operator_step(line: Document) -> OperatorStep:

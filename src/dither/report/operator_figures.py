@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import isfinite
 from operator import attrgetter
 
 from matplotlib.axes import Axes
 
+from dither.report.documents import Document
 from dither.report.figures import Drawing, step_axis
 from dither.report.folder import OperatorPart, OperatorStep
 from dither.report.svg import INK, SERIES, SURFACE, draw, thinned
 from dither.report.tables import Row
-from dither.report.words import count, percent, plain
+from dither.report.words import count, duration, percent, plain
 
 _MOST_POINTS = 400
 Pick = Callable[[OperatorStep], float | None]
@@ -23,13 +25,23 @@ _saturated: Pick = attrgetter("saturated")
 _non_finite: Pick = attrgetter("non_finite")
 
 
-def operator_drawings(part: OperatorPart, expected_batch: float | None) -> tuple[Drawing, ...]:
+def operator_drawings(
+    part: OperatorPart, expected_batch: float | None, ranks: int = 1
+) -> tuple[Drawing, ...]:
     """Draw the figures of the operator's page.
 
     Args:
         part: What the run recorded for its operator.
-        expected_batch: Public expected batch size, drawn as a line; None where unknown.
+        expected_batch: Public expected batch size of rank 0, drawn as a line; None where unknown.
+        ranks: How many trained; the figures are rank 0's alone.
     """
+    whose = "" if ranks == 1 else " Of rank 0's own records."
+    return tuple(
+        replace(each, caption=each.caption + whose) for each in _drawings(part, expected_batch)
+    )
+
+
+def _drawings(part: OperatorPart, expected_batch: float | None) -> tuple[Drawing, ...]:
     return (
         _series(part, _loss, name="loss", title="Training loss", unit="loss (nats)"),
         _series(
@@ -52,16 +64,39 @@ def operator_drawings(part: OperatorPart, expected_batch: float | None) -> tuple
     )
 
 
-def operator_rows(part: OperatorPart) -> tuple[Row, ...]:
-    """Return totals over the run."""
+def operator_rows(part: OperatorPart, ranks: int = 1) -> tuple[Row, ...]:
+    """Return totals over the run: of rank 0's own records, where several ranks trained."""
     steps = part.steps
+    whose = "all steps" if ranks == 1 else f"all steps, rank 0's own records of {ranks} ranks'"
     return (
         Row("Steps recorded", count(len(steps))),
-        Row("Records in batches", count(_total(part, _batch_size)), "all steps"),
+        Row("Records in batches", count(_total(part, _batch_size)), whose),
         Row("Mean clipped fraction", percent(_mean(part, _clipped))),
         Row("Saturated coordinates", count(_total(part, _saturated))),
         Row("Non-finite rows", count(_total(part, _non_finite)), "counted as 0"),
     )
+
+
+def data_rows(data: Document | None) -> tuple[Row, ...]:
+    """Return what became of the rows on their way into the store, exactly, and stage times."""
+    if data is None:
+        return ()
+    rows, seconds = data.table("rows"), data.table("seconds")
+    counts = [
+        Row(f"rows {name.replace('_', ' ')}", count(value))
+        for name, value in rows.items()
+        if isinstance(value, int)
+    ]
+    by_column = [
+        Row(f"{kind} {column}", count(data.number("rows", kind, column)), "rows")
+        for kind in ("missing", "unknown")
+        for column in data.table("rows", kind)
+    ]
+    kept, positives = data.number("rows", "kept"), data.number("rows", "positives")
+    share = None if not kept or positives is None else positives / kept
+    times = [Row(f"time: {stage}", duration(data.number("seconds", stage))) for stage in seconds]
+    engine = Row("engine", data.text("engine") or "unknown")
+    return (*counts, *by_column, Row("share of positives", percent(share)), engine, *times)
 
 
 def _series(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import jinja2
@@ -10,8 +11,14 @@ from markupsafe import Markup
 from dither.errors import ConfigError
 from dither.files import write_atomic
 from dither.report.figures import checkpoint_rows, public_drawings
-from dither.report.folder import Run, check_comparable, read_operator_part, read_run
-from dither.report.operator_figures import operator_drawings, operator_rows
+from dither.report.folder import (
+    Run,
+    check_comparable,
+    read_data_part,
+    read_operator_part,
+    read_run,
+)
+from dither.report.operator_figures import data_rows, operator_drawings, operator_rows
 from dither.report.statement import guarantee_statement
 from dither.report.tables import (
     compare,
@@ -19,6 +26,8 @@ from dither.report.tables import (
     key_figures,
     plan_rows,
     public_input_rows,
+    quality_rows,
+    released_input_rows,
     setting_rows,
     status_lines,
 )
@@ -57,13 +66,16 @@ def write_report(run: Path, against: Path | None = None) -> Path:
     if operator is not None:
         rate = found.about.number("plan", "sampling_rate")
         records = found.about.number("plan", "records")
-        expected = rate * records if rate is not None and records is not None else None
+        expected = None
+        if rate is not None and records is not None:
+            expected = rate * (records // found.ranks)  # rank 0's part: the others' are not here
         text = _render(
             "operator.html.j2",
             run=found,
             task=found.about.text("config", "task"),
-            drawings=operator_drawings(operator, expected),
-            rows=operator_rows(operator),
+            drawings=operator_drawings(operator, expected, found.ranks),
+            rows=operator_rows(operator, found.ranks),
+            data=data_rows(read_data_part(run)),
         )
         write_atomic(run / "private" / "report.html", text.encode(), mode=0o600)
     return page
@@ -75,10 +87,12 @@ def public_page(run: Run, against: Run | None = None) -> str:
     Raises:
         DataError: A field of the run has another type than it must have.
     """
-    statement = guarantee_statement(run.about, run.summary, spent=run.spent)
+    statement = guarantee_statement(run.about, run.summary, spent=run.spent, starts=run.starts)
     return _render(
         "public.html.j2",
         run=run,
+        command=f"dither ledger {shlex.quote(run.name)} --json",
+        others=run.ranks > 1 and run.about.text("plan", "trust") not in {None, "central"},
         task=run.about.text("config", "task"),
         started=run.about.text("started"),
         sensitive=run.about.get("store", "sensitive") is not False,
@@ -91,6 +105,8 @@ def public_page(run: Run, against: Run | None = None) -> str:
         plan=plan_rows(run),
         settings=setting_rows(run),
         public_inputs=public_input_rows(run),
+        released_inputs=released_input_rows(run),
+        quality=quality_rows(run),
         environment=environment_rows(run),
     )
 

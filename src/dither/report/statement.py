@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import inf
 
 from dither.report.documents import Document
+from dither.report.ranks import LIMITS, Start, distributed_words, most_ranks
 from dither.report.words import anything, count, plain, rounded_up
 
 
@@ -38,7 +39,11 @@ class Statement:
 
 
 def guarantee_statement(
-    about: Document, summary: Document | None, *, spent: float | None
+    about: Document,
+    summary: Document | None,
+    *,
+    spent: float | None,
+    starts: tuple[Start, ...] = (),
 ) -> Statement:
     """Put the guarantee of a run into words.
 
@@ -47,6 +52,7 @@ def guarantee_statement(
         summary: ``summary.json``, None while the run has not written one.
         spent: ε charged so far as the run last wrote it, infinite for an unprotected release; None
             while the run has written nothing.
+        starts: When it was started, on how many ranks.
 
     Returns:
         The statement. Any sign that the guarantee does not hold, in either file, is an alarm: a
@@ -58,15 +64,19 @@ def guarantee_statement(
     alarms = _alarms(about, summary, spent)
     if alarms:
         return Statement(alarms, (), _limits_of_any_run(about))
+    several = most_ranks(summary, starts) > 1
     promise = (
         _bound(about, summary, spent),
         _unit(about),
         _relation(about),
         _trust(about),
+        *((_distributed(about, summary, starts),) if several else ()),
         _mechanism(about),
         _accountant(about, summary),
     )
-    return Statement((), promise, (*_limits_of_private_runs(about), *_limits_of_any_run(about)))
+    limits = tuple(Paragraph(*limit) for limit in LIMITS.items()) if several else ()
+    rest = (*_limits_of_private_runs(about), *limits, *_limits_of_any_run(about))
+    return Statement((), promise, rest)
 
 
 def _alarms(about: Document, summary: Document | None, spent: float | None) -> tuple[str, ...]:
@@ -120,7 +130,9 @@ def _unit(about: Document) -> Paragraph:
     meaning = {
         "record": "one row of the record store. Somebody who stands in several rows is protected "
         "row by row, not as a whole",
-        "person": "all rows of one person together",
+        "person": "all rows of one person together: those used, at most "
+        f"{count(about.number('store', 'rows_per_unit'))} a person, are drawn by one coin and "
+        "clipped as one",
         "rank": "the whole contribution of one rank",
     }
     return Paragraph(f"Unit of privacy: {name}", f"What is hidden is {meaning.get(name, name)}.")
@@ -157,15 +169,20 @@ def _trust(about: Document) -> Paragraph:
     )
 
 
+def _distributed(about: Document, summary: Document | None, starts: tuple[Start, ...]) -> Paragraph:
+    return Paragraph("Several ranks", distributed_words(about, summary, starts))
+
+
 def _mechanism(about: Document) -> Paragraph:
     plan = about.table("plan")
     rate = about.number("plan", "sampling_rate")
     style = about.text("config", "clipping") or "flat"
+    unit = _unit_name(about)
     if plan.get("sampler") == "full":
-        sampler = "Every training record enters every step."
+        sampler = f"Every training {unit} enters every step."
     else:
         sampler = (
-            "Poisson sampling: at every step each training record enters the batch by its own "
+            f"Poisson sampling: at every step each training {unit} enters the batch by its own "
             f"secret coin, with probability {plain(rate, 6)}."
         )
     text = (
@@ -180,7 +197,21 @@ def _mechanism(about: Document) -> Paragraph:
             " The bound follows a quantile of gradient norms: counts on samples of their own, with "
             "noise of their own, which ε includes; the released sum is scaled by the bound."
         )
-    return Paragraph("Sampler and noise", text)
+    return Paragraph("Sampler and noise", text + _probes(about))
+
+
+def _probes(about: Document) -> str:
+    probes = about.table("probes")
+    if not probes:
+        return ""
+    return (
+        " Some layers run in low precision. Which ones follows, beside public chance, a probe: the "
+        "rise of each unit's loss where one layer alone is rounded, of all layers together clipped "
+        f"to an L2 norm of at most {plain(about.number('probes', 'l2_clip'))}, summed over a "
+        "sample of its own, with noise of "
+        f"{plain(about.number('probes', 'noise_multiplier'), 6)} times its sensitivity, up to "
+        f"{count(about.number('probes', 'steps'))} times. ε includes all of them."
+    )
 
 
 _CLIPPED = {

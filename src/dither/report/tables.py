@@ -68,7 +68,7 @@ def key_figures(run: Run) -> tuple[Row, ...]:
         Row("δ", rounded_up(run.about.number("plan", "delta")) if private else NONE, ""),
         Row("Time", duration(seconds), "wall time"),
         Row("Peak memory", size(summary.number("peak_rss_bytes") if summary else None), ""),
-        Row("Records", count(_records(run)), f"{_split(run)} held out"),
+        Row(_units(run), count(_records(run)), f"{_split(run)} held out"),
     )
 
 
@@ -87,6 +87,43 @@ def setting_rows(run: Run) -> tuple[Row, ...]:
 def public_input_rows(run: Run) -> tuple[Row, ...]:
     """Return what the store declares as public, by name."""
     return _rows(run.about.table("store", "public_inputs"))
+
+
+def released_input_rows(run: Run) -> tuple[Row, ...]:
+    """Return the constants that were released from the records, with what each cost."""
+    found = run.about.get("store", "released_inputs")
+    return tuple(
+        Row(
+            anything(item.get("name")),
+            anything(item.get("value")),
+            f"ε = {anything(item.get('epsilon'))}, δ = {anything(item.get('delta'))}, charged as "
+            f"{anything(item.get('run'))}; {anything(item.get('statistic'))}",
+        )
+        for item in (found if isinstance(found, list) else [])
+        if isinstance(item, dict)
+    )
+
+
+def quality_rows(run: Run) -> tuple[Row, ...]:
+    """Return released counts of the store's rows, where there are any."""
+    found = run.about.table("store", "quality")
+    if not found:
+        return ()
+    wide = anything(found.get("accuracy"))
+    stages = run.about.table("store", "quality", "stages")
+    columns = run.about.table("store", "quality", "columns")
+    narrow = anything(found.get("column_accuracy"))
+    return (
+        *(
+            Row(f"rows {name}", anything(n), f"off by at most {wide}, 95 %")
+            for name, n in stages.items()
+        ),
+        *(
+            Row(f"missing or unknown {name}", anything(n), f"off by at most {narrow}, 95 %")
+            for name, n in columns.items()
+        ),
+        Row("share of positives", anything(found.get("positive_share")), "of stored rows"),
+    )
 
 
 def environment_rows(run: Run) -> tuple[Row, ...]:
@@ -185,6 +222,10 @@ def _budget(run: Run) -> str:
 def _records(run: Run) -> float | None:
     stored = run.about.number("store", "records")
     return stored if stored is not None or not run.summary else run.summary.number("records")
+
+
+def _units(run: Run) -> str:
+    return "Persons" if run.about.text("store", "unit") == "person" else "Records"
 
 
 def _split(run: Run) -> str:

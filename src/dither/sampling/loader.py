@@ -12,6 +12,8 @@ from typing import Any, final
 import numpy as np
 import torch
 from jaxtyping import Int64
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -27,6 +29,12 @@ from dither.sampling.poisson import PoissonSampler
 
 # Options of a user's loader that its Poisson twin keeps: how records are fetched, not which.
 _KEPT = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
+
+
+_STORE_FIRST = (
+    "store the records first (dither data build), open the store (RecordStore.open) and load its "
+    "StoreDataset: shuffled or streamed batches cannot be charged as Poisson samples"
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,9 @@ class PoissonLoader:
         batches: Number of batches in one pass.
         collate: Merges a list of items; PyTorch's default when None.
         options: Further options of the `DataLoader` (``num_workers``, ``pin_memory``, ...).
+
+    Raises:
+        SamplingError: The data set has no random access: a stream cannot be sampled so.
     """
 
     def __init__(
@@ -77,6 +88,7 @@ class PoissonLoader:
         collate: Collate | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
+        _require_random_access(dataset)
         self.sampler = sampler
         self.batches = batches
         self._entropy = sampler.entropy.stream("augmentation")
@@ -119,18 +131,19 @@ def poisson_loader(loader: DataLoader[Any], sampler: PoissonSampler) -> PoissonL
     )
 
 
-def check_loader(loader: DataLoader[Any]) -> None:
+def check_loader(loader: object) -> None:
     """Refuse loaders whose sampling cannot become Poisson.
 
     Raises:
         SamplingError: See `poisson_loader`.
     """
-    if isinstance(loader.dataset, IterableDataset) or not isinstance(loader.dataset, Sized):
+    if not isinstance(loader, DataLoader):
         raise SamplingError(
-            expected="a map-style data set with random access (__getitem__ and __len__)",
-            got=f"{type(loader.dataset).__name__}, a stream",
-            fix="store the records first (dither data build) and load them from the store",
+            expected="a torch DataLoader over a map-style data set, whose batches become Poisson's",
+            got=f"{type(loader).__name__}, which yields batches of its own making",
+            fix=_STORE_FIRST,
         )
+    _require_random_access(loader.dataset)
     if type(loader.sampler) not in {RandomSampler, SequentialSampler} or (
         type(loader.batch_sampler) is not BatchSampler
     ):
@@ -138,6 +151,33 @@ def check_loader(loader: DataLoader[Any]) -> None:
             expected="a loader with batch_size and the default sampler",
             got=f"sampler {type(loader.sampler).__name__}",
             fix="drop the custom sampler: records must enter batches independently, at one rate",
+        )
+
+
+def _require_random_access(dataset: object) -> None:
+    """Refuse a stream by its type: who is in a batch would follow the order of the records."""
+    streams = isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized)
+    reachable = hasattr(type(dataset), "__getitem__") or hasattr(type(dataset), "gather_batch")
+    if streams or not reachable:
+        raise SamplingError(
+            expected="a map-style data set with random access (__getitem__ and __len__)",
+            got=f"{type(dataset).__name__}, a stream",
+            fix=_STORE_FIRST,
+        )
+
+
+def check_rows(batch: PoissonBatch) -> None:
+    """Refuse a batch with other rows than records: one record would count several times.
+
+    Raises:
+        SamplingError: A collate function repeated, dropped or merged records.
+    """
+    first = next((leaf for leaf in tree_leaves(batch.data) if isinstance(leaf, Tensor)), None)
+    if first is not None and first.ndim and first.shape[0] != batch.size:
+        raise SamplingError(
+            expected=f"one row for each of the {batch.size} records of the batch",
+            got=f"{first.shape[0]} rows",
+            fix="use a collate_fn that makes one row of one record",
         )
 
 

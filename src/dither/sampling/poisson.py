@@ -62,7 +62,8 @@ class PoissonSampler:
 
     def draw(self) -> Sample:
         """Return a fresh sample."""
-        ticket = SampleTicket(self.kind, self.rate, secret=self.entropy.secret)
+        secret = self.entropy.secret
+        ticket = SampleTicket(self.kind, self.rate, secret=secret, population=self.records)
         if self.kind is SamplerKind.FULL:
             return Sample(np.arange(self.records, dtype=np.int64), ticket)
         return Sample(self._rows(), ticket)

@@ -23,7 +23,7 @@ from dither.release.bounded_sum import BoundedSum
 from dither.release.release import release_sum
 from dither.release.transport import Transport
 from dither.sampling.gather import Collate
-from dither.sampling.loader import PoissonBatch, PoissonLoader
+from dither.sampling.loader import PoissonBatch, PoissonLoader, check_rows
 from dither.sampling.poisson import PoissonSampler
 
 Norms = Callable[[Any], Float64[Tensor, " rows"]]
@@ -135,13 +135,7 @@ class AdaptiveBound:
     ) -> None:
         _check_relation(account.plan.relation)
         self.clip = clip
-        self.account = Account(
-            account.ledger,
-            f"{account.run}/quantile",
-            clip.plan(account.plan),
-            records=records,
-            insecure=account.insecure,
-        )
+        self.account = account.part("quantile", clip.plan(account.plan), records=records)
         self.releases = self.account.steps_charged
         self._gradients = account
         self._draw = draw
@@ -183,6 +177,7 @@ class AdaptiveBound:
 
     def _move(self, norms: Norms, transport: Transport | None) -> None:
         batch = self._draw()
+        check_rows(batch)
         total = within(norms(batch.data), self._bound, batch.ticket)
         released = release_sum(total, self.account, transport, self._noise)
         self.releases += 1

@@ -5,26 +5,32 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from dither.clipping.loss import ModelLoss, per_example
 from dither.clipping.styles import Style
 from dither.clipping.validate import check_model
+from dither.data.statistics import require_charged
+from dither.data.store import StoreDataset
 from dither.errors import ConfigError
 from dither.noise.entropy import Entropy, InsecureSeed, OsEntropy
+from dither.precision.options import Dynamic
+from dither.precision.recipe import Recipe
 from dither.privacy.account import Account
-from dither.privacy.events import Relation, Unit
+from dither.privacy.events import Event, Relation, Unit
 from dither.privacy.guard import unprotected
 from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
 from dither.sampling.loader import PoissonLoader, check_loader, poisson_loader
 from dither.sampling.poisson import PoissonSampler
 from dither.train.adaptive import AdaptiveBound, AdaptiveClip, quantile_samples
+from dither.train.precision import controller_over
 from dither.train.step import PrivateStep
 
 
@@ -40,6 +46,7 @@ def make_private(
     epochs: int | None = None,
     l2_clip: float | None = None,
     clipping: Style | AdaptiveClip | None = None,
+    precision: str | Recipe | Dynamic | None = None,
     microbatch_size: int | None = None,
     memory_limit: int | None = None,
     plan: Plan | None = None,
@@ -68,17 +75,22 @@ def make_private(
             `ModelLoss`, which calls the model itself.
         ledger: The SQLite account of these records, created when absent. Use one per data set, for
             all runs on it: budgets add up.
-        epsilon: Budget ε of all epochs together, with all that adaptive clipping releases.
+        epsilon: Budget ε of all epochs together, with all that adaptive clipping and probes
+            release.
         delta: δ, well below 1/len(dataset).
         epochs: Passes over the loader that the budget is for.
         l2_clip: Bound on the L2 norm of one record's gradient, by default 1.
         clipping: How gradients become shorter: `Flat` (the default), `Automatic`, `PerLayer`, a
             style of your own, or `AdaptiveClip`. A sum's sensitivity is ``l2_clip`` in each, so no
             style changes ε; `AdaptiveClip` makes releases of its own, which are charged.
+        precision: Run layers in low precision: a recipe, by name or whole, for DPQuant's schedule
+            at 75 % of the compute, or `Dynamic` with another. The model stays as it is: outside the
+            step it runs in full precision. A schedule that probes makes releases of its own, which
+            are charged.
         microbatch_size: Examples that pass through the model at a time. Speed and memory only.
         memory_limit: Bytes that one pass may take, about. Speed and memory only.
         plan: A ready plan, instead of epsilon, delta, epochs, l2_clip and relation. Adaptive
-            clipping costs ε on top of it, unless `Plan.calibrate` was told (``beside``).
+            clipping and probes cost ε on top of it, unless `Plan.calibrate` was told (``beside``).
         store: Name of the records, which the ledger is bound to.
         relation: ``zero_out`` (the default) or ``replace_one``; add_remove needs a plan with a
             declared n.
@@ -123,31 +135,34 @@ def make_private(
     check_loader(loader)
     loss = per_example(loss_fn)
     _check_clipping(clipping)
-    adaptive_clip = clipping if isinstance(clipping, AdaptiveClip) else None
+    beside = _Beside.of(clipping, precision)
     budget = {"epsilon": epsilon, "delta": delta, "l2_clip": l2_clip}
-    promise = _promise(
-        plan, loader, budget, epochs=epochs, relation=relation, adaptive=adaptive_clip
-    )
+    promise = _promise(plan, loader, budget, epochs=epochs, relation=relation, beside=beside)
     entropy: Entropy = OsEntropy() if insecure_seed is None else InsecureSeed(insecure_seed)
     book = _open(ledger, store, promise, sensitive)
+    _check_released(loader.dataset, book)
     reason = None
     if not entropy.secret:
         reason = unprotected(book, f"insecure seed {insecure_seed}", force=force)
     account = Account(book, run or uuid.uuid4().hex, promise, lease=lease, insecure=reason)
-    adaptive = None
-    if adaptive_clip is not None:
-        draw = quantile_samples(
-            loader.dataset, promise.sampling_rate, entropy, collate=loader.collate_fn
-        )
-        adaptive = AdaptiveBound(adaptive_clip, account, draw, entropy)
-    step = PrivateStep(
-        model,
-        optimizer,
+    controller = controller_over(
+        loader,
+        beside.dynamic,
+        model=model,
         loss_fn=loss,
         account=account,
         entropy=entropy,
+        epsilon=epsilon,
+    )
+    step = PrivateStep(
+        model,
+        optimizer,
+        loss_fn=loss if controller is None else controller.loss,
+        precision=controller,
+        account=account,
+        entropy=entropy,
         style=None if isinstance(clipping, AdaptiveClip) else clipping,
-        adaptive=adaptive,
+        adaptive=_adaptive(beside.adaptive, loader, account, entropy),
         microbatch_size=microbatch_size,
         memory_limit=memory_limit,
         noise_pool=noise_pool,
@@ -157,6 +172,32 @@ def make_private(
     return step, poisson_loader(loader, sampler)
 
 
+@dataclass(frozen=True)
+class _Beside:
+    """What makes releases of its own."""
+
+    adaptive: AdaptiveClip | None
+    dynamic: Dynamic | None
+
+    @classmethod
+    def of(cls, clipping: object, precision: object) -> _Beside:
+        """Return what was asked for."""
+        return cls(
+            clipping if isinstance(clipping, AdaptiveClip) else None,
+            None if precision is None else Dynamic.of(precision),
+        )
+
+
+def _adaptive(
+    clip: AdaptiveClip | None, loader: DataLoader[Any], account: Account, entropy: Entropy
+) -> AdaptiveBound | None:
+    if clip is None:
+        return None
+    rate = account.plan.sampling_rate
+    draw = quantile_samples(loader.dataset, rate, entropy, collate=loader.collate_fn)
+    return AdaptiveBound(clip, account, draw, entropy)
+
+
 def _promise(
     plan: Plan | None,
     loader: DataLoader[Any],
@@ -164,12 +205,12 @@ def _promise(
     *,
     epochs: int | None,
     relation: str | None,
-    adaptive: AdaptiveClip | None,
+    beside: _Beside,
 ) -> Plan:
     """Return the plan that was given, or the one for the budget."""
     _refuse_beside(plan, epochs=epochs, relation=relation, **budget)
-    promise = plan or _plan(loader, budget, epochs, _relation(relation or "zero_out"), adaptive)
-    _check_records(promise, len(loader.dataset))  # type: ignore[arg-type]
+    promise = plan or _plan(loader, budget, epochs, _relation(relation or "zero_out"), beside)
+    _check_records(promise, len(loader.dataset), _unit(loader.dataset))  # type: ignore[arg-type]
     return promise
 
 
@@ -178,7 +219,7 @@ def _plan(
     budget: Mapping[str, float | None],
     epochs: int | None,
     relation: Relation,
-    adaptive: AdaptiveClip | None,
+    others: _Beside,
 ) -> Plan:
     epsilon, delta, l2_clip = budget["epsilon"], budget["delta"], budget["l2_clip"]
     if epsilon is None or delta is None or epochs is None:
@@ -200,12 +241,18 @@ def _plan(
         "batch_size": batch_size,
         "steps": epochs * math.ceil(records / batch_size),
     }
-    beside = adaptive.beside(**size) if adaptive and batch_size <= records else ()
+    beside: tuple[tuple[Event, int], ...] = ()
+    if batch_size <= records and epsilon > 0.0:  # else calibrating says so
+        if others.adaptive is not None:
+            beside += others.adaptive.beside(**size)
+        if others.dynamic is not None:
+            beside += others.dynamic.beside(epsilon=epsilon, delta=delta, relation=relation, **size)
     return Plan.calibrate(
         epsilon=epsilon,
         delta=delta,
         l2_clip=1.0 if l2_clip is None else l2_clip,
         relation=relation,
+        unit=_unit(loader.dataset),
         beside=beside,
         **size,
     )
@@ -238,12 +285,28 @@ def _check_clipping(clipping: object) -> None:
         )
 
 
-def _check_records(plan: Plan, records: int) -> None:
-    if plan.unit is not Unit.RECORD:
+def _unit(dataset: Any) -> Unit:
+    """Return what an item of a data set stands for: a record, unless it says a person."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return Unit.PERSON if getattr(dataset, "unit", "record") == "person" else Unit.RECORD
+
+
+def _check_released(dataset: Any, ledger: Ledger) -> None:
+    """Refuse a store whose constants were released at another account's cost, or at none."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    if isinstance(dataset, StoreDataset):
+        require_charged(dataset.store.task, ledger)
+
+
+def _check_records(plan: Plan, records: int, unit: Unit) -> None:
+    if plan.unit is not unit:
         raise ConfigError(
-            expected="unit record: each row of the data set counts by itself",
+            expected=f"a plan with unit {unit}, which an item of the data set stands for",
             got=f"unit {plan.unit}",
-            fix="merge a person's rows into one, or plan with unit record",
+            fix="plan with unit record; or give a data set whose items are persons and that says "
+            'so by an attribute unit = "person", as the StoreDataset of a table with persons does',
         )
     if plan.relation is not Relation.ADD_REMOVE and plan.records != records:
         raise ConfigError(

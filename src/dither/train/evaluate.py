@@ -47,15 +47,21 @@ class HeldOut:
         }
 
 
-def held_out(model: nn.Module, store: RecordStore, rows: Int64[np.ndarray, " records"]) -> HeldOut:
-    """Score held-out records in batches."""
+def held_out(model: nn.Module, store: RecordStore, units: Int64[np.ndarray, " units"]) -> HeldOut:
+    """Score all rows of held-out units (records, or persons) in batches.
+
+    The task's class weights, public numbers, are taken out of the scores again: weighted
+    cross-entropy is least where a model's odds are the true ones times the ratio of the weights.
+    """
+    rows = store.rows_of(units)
+    tilt = torch.tensor(store.task.class_weights, dtype=torch.float64).log()
     scores, labels = [], []
     was_training = model.training
     model.eval()
     with torch.inference_mode():
         for start in range(0, rows.size, _ROWS):
             features, target = store.gather(rows[start : start + _ROWS])
-            scores.append(torch.softmax(model(features).double(), dim=1)[:, 1].numpy())
+            scores.append(torch.softmax(model(features).double() - tilt, dim=1)[:, 1].numpy())
             labels.append(target.numpy())
     model.train(was_training)
     found = HeldOut(np.concatenate(scores), np.concatenate(labels))

@@ -1,71 +1,59 @@
-"""The training loop: readable from top to bottom."""
+"""The training loop: readable from top to bottom, the same on one rank and on many."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from dither.config import TrainConfig
 from dither.data.build import Progress
 from dither.errors import BudgetExhaustedError, StoppedError
-from dither.files import write_json
-from dither.privacy.accountant import epsilon
-from dither.privacy.plan import Plan
-from dither.sampling.loader import PoissonBatch
-from dither.train.adaptive import AdaptiveBound
-from dither.train.checkpoint import (
-    Checkpoint,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    save_weights,
+from dither.privacy.events import Unit
+from dither.privacy.ledger import Ledger
+from dither.train.checkpoint import latest_checkpoint, load_checkpoint
+from dither.train.distributed.member import (
+    StopTogether,
+    agree_on_options,
+    open_same_store,
+    require_started,
+    same_plan,
+    same_run,
+    where_to_go_on,
 )
-from dither.train.evaluate import held_out
-from dither.train.plain import PlainStep
+from dither.train.distributed.world import World, find_place, join
+from dither.train.milestones import Milestones, Position
+from dither.train.precision import probe_plan
+from dither.train.preflight import check_free, check_start
 from dither.train.run import (
     Run,
-    append_lines,
-    check_free,
     create_run,
     describe_store,
     exclusive,
     keep_lines,
+    note_start,
     open_run,
+    unstarted_removed,
 )
 from dither.train.setup import (
     Parts,
     assemble,
     check_model_size,
-    make_plan,
     open_ledger,
-    open_store,
     split_store,
-    style,
     unprotected_reason,
 )
-from dither.train.step import PrivateStep
-from dither.train.summary import operator_line, summarise
+from dither.train.steps import make_step
+from dither.train.trace import Trace, profile_path
+from dither.train.tracking import absolute, open_trackers
+from dither.train.watching import Watcher, Watchers
 
-
-@runtime_checkable
-class Watcher(Protocol):
-    """Is told how a run goes on. Gets released values only."""
-
-    def started(self, run: Run, first_step: int, last_step: int) -> None:
-        """The loop begins."""
-
-    def stepped(self, step: int) -> None:
-        """One step is done."""
-
-    def evaluated(self, line: dict[str, Any]) -> None:
-        """Held-out metrics of a checkpoint."""
-
+__all__ = ["Stop", "Watcher", "never", "run_training", "share_cores", "train_in"]
 
 Stop = Callable[[], bool]
 
@@ -73,23 +61,6 @@ Stop = Callable[[], bool]
 def never() -> bool:
     """Return False: nobody asks the run to stop."""
     return False
-
-
-@dataclass
-class _Position:
-    """Where the loop stands."""
-
-    step: int
-    spent: int
-    seconds: float
-    epsilon: float | None = None
-    timing: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    saved: int = -1
-
-    def add(self, seconds: Mapping[str, float]) -> None:
-        """Add times by part."""
-        for part, value in seconds.items():
-            self.timing[part] += value
 
 
 def run_training(
@@ -106,110 +77,215 @@ def run_training(
     above it. A resumed run never exceeds its plan: steps that were charged and lost are not made
     up for.
 
+    In processes that torchrun, mpiexec, srun or `dither train --nproc` have started, all of them
+    train together: each samples its own part of the records, and rank 0 writes. Started again by
+    its launcher, a run goes on from its last checkpoint by itself.
+
     Args:
         config: The options.
-        watcher: Told of progress.
-        building: Told of the progress of building a record store and of calibrating.
-        stop: Asked after every step; on True the run saves a checkpoint and ends, to be resumed.
+        watcher: Told of progress, on rank 0.
+        building: Told of the progress of building a record store and of calibrating, on rank 0.
+        stop: Asked after steps; once it says True on any rank, all save a checkpoint and end, to be
+            resumed.
 
     Raises:
         StoppedError: ``stop`` said so.
+        PeerError: Another rank is dead, or late by more than ``timeout``.
+        MismatchError: Ranks came with different options, records or versions.
         DitherError: Bad options, records, ledger, checkpoint or disk; see `dither.errors`.
     """
     config.check()
+    place = find_place()
+    require_started(config, place)
+    with join(place, transport=config.transport, timeout=config.timeout) as world:
+        share_cores(config, world)
+        return train_in(world, config, watcher, building, stop)
+
+
+def share_cores(config: TrainConfig, world: World) -> None:
+    """Give each rank its part of its host's cores, unless the user or a launcher says otherwise."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    if config.resume is not None:
-        return _resume(open_run(config.resume), watcher, stop)
-    assert config.out is not None  # noqa: S101 - checked above
-    check_free(config.out)
-    if config.ledger is not None:
-        config = replace(config, ledger=config.ledger.absolute())
-    store = open_store(config, building)
-    split = split_store(config, store)
+    elif world.world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        nearby = world.hosts.count(world.hosts[world.rank])
+        torch.set_num_threads(max(1, torch.get_num_threads() // nearby))
+
+
+def train_in(
+    world: World,
+    config: TrainConfig,
+    watcher: Watcher | None = None,
+    building: Progress | None = None,
+    stop: Stop = never,
+) -> Path:
+    """Do what `run_training` does among ranks that have met already."""
+    if not world.is_first:
+        watcher = building = None
+    agree_on_options(world, config)
+    world.act("start with these options", lambda: check_start(config, world.world_size))
+    if where_to_go_on(world, config):
+        return _resume(world, config, watcher, stop)
+    return _begin(world, config, watcher, building, stop)
+
+
+def _begin(
+    world: World,
+    config: TrainConfig,
+    watcher: Watcher | None,
+    building: Progress | None,
+    stop: Stop,
+) -> Path:
+    out = config.out
+    assert out is not None  # noqa: S101 - checked with the options
+    config = _with_absolute_places(config)
+    world.first("make a run folder", lambda: check_free(out))
+    store = open_same_store(world, config, building)
+    split = world.act("split its records", lambda: split_store(config, store))
     if building and config.private:
         building("calibrate", 0, None)
-    plan = make_plan(config, int(split.train.size)) if config.private else None
+    unit = Unit(store.manifest.unit)
+    plan = same_plan(world, config, int(split.train.size), unit) if config.private else None
     if building and config.private:
         building("calibrate", 1, 1)
-    ledger = open_ledger(config, store)
-    reason = unprotected_reason(config, ledger)  # refuses before anything is written
-    check_model_size(config, plan, store)
-    run = create_run(config, plan, describe_store(store, split, ledger, plan), store.path)
-    with exclusive(run):
-        parts = assemble(run, store, split, ledger, reason)
-        return _train(run, parts, _Position(0, 0, 0.0), watcher, stop)
+    ledger = world.act("open its ledger", lambda: open_ledger(config, store, world))
+    reason = _same_reason(world, config, ledger)  # refuses before anything is written
+    world.act("hold this model", lambda: check_model_size(config, plan, store, world.world_size))
+
+    def create() -> Run:
+        assert ledger is not None  # noqa: S101 - rank 0 has one
+        about = describe_store(store, split, ledger, plan)
+        return create_run(
+            config, plan, about, store.path, probe_plan(config, plan, world.world_size)
+        )
+
+    made = world.first("make a run folder", create)
+    run = same_run(world, made, config, store.path)
+    with unstarted_removed(run if world.is_first else None):
+        world.first("hold the run folder", lambda: world.keep(exclusive(run)))
+        parts = assemble(run, store, split, ledger=ledger, reason=reason, world=world)
+        return _train(world, run, parts, Position(), watcher=watcher, stop=stop)
 
 
-def _resume(run: Run, watcher: Watcher | None, stop: Stop) -> Path:
-    with exclusive(run):
-        store = open_store(TrainConfig(store=run.store))
-        split = split_store(run.config, store)
-        ledger = open_ledger(run.config, store, create=False)
-        parts = assemble(run, store, split, ledger, unprotected_reason(run.config, ledger))
-        path = latest_checkpoint(run.checkpoints)
-        position = _Position(0, 0, 0.0)
-        if path is not None:
-            found = load_checkpoint(path, run.id, parts.model, parts.optimizer)
-            if found.head is not None:
-                parts.ledger.require(found.head)
-            position = _Position(found.step, found.spent, found.seconds, saved=found.step)
-            position.add(found.timing)
-            if parts.adaptive is not None and found.bound is not None:
-                parts.adaptive.resume(found.bound, found.step)
-        if parts.account is not None:
-            # What was charged may have been released, whether or not its model survived.
-            position.spent = parts.account.steps_charged
+def _resume(world: World, config: TrainConfig, watcher: Watcher | None, stop: Stop) -> Path:
+    run = _reopened(world, config)
+    world.act("start with these options", lambda: check_start(run.config, world.world_size))
+    world.first("hold the run folder", lambda: world.keep(exclusive(run)))
+    own = world.is_first or config.resume is not None
+    store = open_same_store(world, TrainConfig(store=run.store) if own else config, None)
+    split = world.act("split its records", lambda: split_store(run.config, store))
+    ledger = world.act(
+        "open its ledger", lambda: open_ledger(run.config, store, world, create=False)
+    )
+    reason = _same_reason(world, run.config, ledger)
+    parts = assemble(run, store, split, ledger=ledger, reason=reason, world=world)
+    position = _position(world, run, parts)
+
+    def forget_what_was_lost() -> None:
         keep_lines(run.folder / "metrics.jsonl", position.step)
         keep_lines(run.private / "training.jsonl", position.step)
-        return _train(run, parts, position, watcher, stop)
+
+    world.first("drop lines of lost steps", forget_what_was_lost)
+    return _train(world, run, parts, position, watcher=watcher, stop=stop)
+
+
+def _reopened(world: World, config: TrainConfig) -> Run:
+    """Return the run to go on with, on all ranks, with the options of how it runs given now."""
+
+    def reopen() -> Run:
+        folder = config.resume or config.out
+        assert folder is not None  # noqa: S101 - checked with the options
+        found = open_run(folder)
+        return replace(found, config=found.config.resumed(_with_absolute_places(config)))
+
+    return same_run(world, world.first("open the run", reopen), config, None)
+
+
+def _position(world: World, run: Run, parts: Parts) -> Position:
+    """Load the last checkpoint, on all ranks, and return where it stood."""
+    path = latest_checkpoint(run.checkpoints) if world.is_first else None
+    position = Position()
+    if world.broadcast(b"some" if path else b"none") == b"some":
+        books = parts.books
+        found = load_checkpoint(
+            path,
+            run.id,
+            parts.model,
+            parts.optimizer,
+            ranks=world.ranks,
+            account=None if books is None else books.header.id,
+        )
+        if books is not None and found.head is not None:
+            head = found.head
+            world.act("find its charges", lambda: books.require(head))
+        else:
+            world.act("find its charges", lambda: None)
+        position = Position(found.step, found.spent, found.seconds, saved=found.step)
+        position.add(found.timing)
+        if parts.account is not None:
+            parts.account.catch_up(found.spent)
+        if parts.adaptive is not None and found.bound is not None:
+            parts.adaptive.resume(found.bound, found.step)
+        if parts.precision is not None and found.precision is not None:
+            parts.precision.resume(found.precision)
+    if parts.account is not None:
+        # What was charged may have been released, whether or not its model survived.
+        position.spent = parts.account.steps_charged
+    return position
 
 
 def _train(
-    run: Run, parts: Parts, position: _Position, watcher: Watcher | None, stop: Stop
+    world: World,
+    run: Run,
+    parts: Parts,
+    position: Position,
+    *,
+    watcher: Watcher | None,
+    stop: Stop,
 ) -> Path:
     left = run.config.steps - position.step
     if parts.account is not None:
         left = min(left, parts.account.steps_left)
     last = position.step + left
-    every = run.config.checkpoint_every or max(1, run.config.steps // 10)
-    step = _make_step(run, parts)
-    if watcher:
-        watcher.started(run, position.step, last)
-    if position.step == 0:
-        _checkpoint(run, parts, position, watcher)
-    lines: list[dict[str, Any]] = []
-    before = time.perf_counter()
-    for batch in parts.loader(left, _rate(run, parts)):
-        waited = time.perf_counter() - before
-        position.add({"sample": batch.seconds, "gather": waited - batch.seconds})
-        try:
-            lines.append(step(batch, position))
-        except BudgetExhaustedError:  # another process resumed this run and took the rest
-            break
-        if watcher:
-            watcher.stepped(position.step)
-        if position.step % every == 0 or position.step == last:
-            append_lines(run.private / "training.jsonl", lines)
-            lines = []
-            _checkpoint(run, parts, position, watcher)
-        position.seconds += time.perf_counter() - before
+    asked = StopTogether(world, stop)
+    with ExitStack() as held:
+        watchers = _watchers(world, run, watcher, position.step, held)
+        trace = _trace(world, run, held)
+        step = held.enter_context(closing(make_step(run, parts, world)))
+        milestones = Milestones(run, parts, world, watchers, step)
+        world.first("note this start", lambda: note_start(run, position.step, world.world_size))
+        watchers.started(run, position.step, last)
+        if position.step == 0:
+            milestones.checkpoint(position)
+        every = run.config.checkpoint_every or max(1, run.config.steps // 10)
         before = time.perf_counter()
-        if stop():
-            break
-    append_lines(run.private / "training.jsonl", lines)
-    if position.saved != position.step:
-        _checkpoint(run, parts, position, watcher)
-    _end(parts, last, position, stop)
-    return _finish(run, parts, position)
+        for batch in parts.loader(left, _rate(run, parts)):
+            waited = time.perf_counter() - before
+            position.add({"sample": batch.seconds, "gather": waited - batch.seconds})
+            try:
+                made = step(batch, position.step + 1)
+            except BudgetExhaustedError:  # another process resumed this run and took the rest
+                break
+            position.advance(made.seconds)
+            milestones.note(made.line)
+            if trace is not None:
+                trace.add(position.step, step.spans())
+            watchers.stepped(position.step)
+            if position.step % every == 0 or position.step == last:
+                milestones.checkpoint(position)
+            position.seconds += time.perf_counter() - before
+            before = time.perf_counter()
+            if asked():
+                break
+        if position.saved != position.step:
+            milestones.checkpoint(position)
+        _end(parts, last, position, stopped=asked.stopped)
+        return milestones.finish(position)
 
 
-def _end(parts: Parts, last: int, position: _Position, stop: Stop) -> None:
-    accounts = parts.account, None if parts.adaptive is None else parts.adaptive.account
-    for account in accounts:
-        if account is not None:
-            account.give_back()
-    if position.step < last and stop():
+def _end(parts: Parts, last: int, position: Position, *, stopped: bool) -> None:
+    for account in parts.accounts:
+        account.give_back()
+    if position.step < last and stopped:
         raise StoppedError(
             expected=f"to reach step {last}",
             got=f"a request to stop at step {position.step}; a checkpoint was saved",
@@ -217,43 +293,25 @@ def _end(parts: Parts, last: int, position: _Position, stop: Stop) -> None:
         )
 
 
-def _make_step(run: Run, parts: Parts) -> Callable[[PoissonBatch, _Position], dict[str, Any]]:
-    if parts.account is None:
-        plain = PlainStep(
-            parts.model,
-            parts.optimizer,
-            loss_fn=parts.loss_fn,
-            expected_batch_size=float(run.config.batch_size),
-        )
+def _watchers(
+    world: World, run: Run, watcher: Watcher | None, first_step: int, held: ExitStack
+) -> Watchers:
+    """Return who is told on this rank: nobody but on rank 0."""
+    track, private = run.config.track, run.config.track_private
 
-        def plain_step(batch: PoissonBatch, position: _Position) -> dict[str, Any]:
-            position.add(plain(batch))
-            position.step += 1
-            return {"step": position.step, "batch_size": batch.size}
+    def reach() -> Watchers:
+        return held.enter_context(open_trackers(run, track, private, first_step))
 
-        return plain_step
-    mebibytes = run.config.memory_limit
-    private = PrivateStep(
-        parts.model,
-        parts.optimizer,
-        loss_fn=parts.loss_fn,
-        account=parts.account,
-        entropy=parts.entropy,
-        style=style(run.config),
-        adaptive=parts.adaptive,
-        microbatch_size=run.config.microbatch_size,
-        memory_limit=None if mebibytes is None else mebibytes << 20,
-        noise_pool=run.config.noise_pool,
-    )
+    return Watchers(watcher, world.first("reach its trackers", reach))
 
-    def private_step(batch: PoissonBatch, position: _Position) -> dict[str, Any]:
-        metrics = private(batch)
-        position.add(metrics.seconds)
-        position.step += 1
-        position.spent += 1
-        return operator_line(position.step, metrics.operator)
 
-    return private_step
+def _trace(world: World, run: Run, held: ExitStack) -> Trace | None:
+    """Return what notes the first steps, and is written at the end, however that comes."""
+    if run.config.profile is None:
+        return None
+    trace, path = Trace(world.rank), profile_path(run.config.profile, world.rank)
+    held.callback(lambda: trace.write(path))
+    return trace
 
 
 def _rate(run: Run, parts: Parts) -> float:
@@ -262,58 +320,19 @@ def _rate(run: Run, parts: Parts) -> float:
     return min(1.0, run.config.batch_size / int(parts.split.train.size))
 
 
-def _checkpoint(run: Run, parts: Parts, position: _Position, watcher: Watcher | None) -> None:
-    """Evaluate on held-out records, then save model, position and ledger head."""
-    start = time.perf_counter()
-    if run.plan is not None and parts.account is not None and parts.account.insecure is None:
-        position.epsilon = _epsilon(run.plan, parts.adaptive, position.spent)
-    metrics = held_out(parts.model, parts.store, parts.split.test).metrics()
-    bound = None if parts.adaptive is None else parts.adaptive.bound
-    line = {
-        "step": position.step,
-        "epsilon": position.epsilon,
-        **metrics,
-        "seconds": position.seconds,
-        **({} if bound is None else {"clip_bound": bound}),
-    }
-    evaluated = time.perf_counter()
-    # Lines first: those after the last whole checkpoint are dropped on resume.
-    append_lines(run.folder / "metrics.jsonl", [line])
-    where = Checkpoint(
-        run=run.id,
-        step=position.step,
-        spent=position.spent,
-        head=parts.ledger.head(),
-        seconds=position.seconds,
-        timing=position.timing,
-        bound=bound,
+def _same_reason(world: World, config: TrainConfig, ledger: Ledger | None) -> str | None:
+    """Return on all ranks why the run is not private, None if it is, as rank 0's ledger says."""
+    found = world.first("train unprotected", lambda: unprotected_reason(config, ledger))
+    return world.broadcast((found or "").encode()).decode() or None
+
+
+def _with_absolute_places(config: TrainConfig) -> TrainConfig:
+    """Return options that hold wherever the run goes on."""
+    return replace(
+        config,
+        ledger=None if config.ledger is None else config.ledger.absolute(),
+        cluster_secret=None if config.cluster_secret is None else config.cluster_secret.absolute(),
+        profile=None if config.profile is None else config.profile.absolute(),
+        track=absolute(config.track),
+        track_private=absolute(config.track_private),
     )
-    save_checkpoint(run.checkpoints, where, parts.model, parts.optimizer)
-    position.saved = position.step
-    position.add({"evaluate": evaluated - start, "checkpoint": time.perf_counter() - evaluated})
-    if watcher:
-        watcher.evaluated(line)
-
-
-def _epsilon(plan: Plan, adaptive: AdaptiveBound | None, spent: int) -> float:
-    """Return ε of what was released so far, quantiles included."""
-    events = [(plan.event, spent)]
-    if adaptive is not None:
-        events.append((adaptive.account.plan.event, adaptive.releases))
-    return epsilon(events, plan.delta, plan.relation)
-
-
-def _finish(run: Run, parts: Parts, position: _Position) -> Path:
-    final = held_out(parts.model, parts.store, parts.split.test)
-    save_weights(run.folder / "model.safetensors", parts.model)
-    write_json(run.folder / "curves.json", final.curves())
-    summary = summarise(
-        run,
-        parts,
-        step=position.step,
-        seconds=position.seconds,
-        timing=position.timing,
-        metrics=final.metrics(),
-    )
-    write_json(run.folder / "summary.json", summary)
-    return run.folder

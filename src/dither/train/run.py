@@ -8,27 +8,32 @@ import fcntl
 import json
 import os
 import platform
-import sys
+import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from dither.clipping.clipping import NORM_EDGES
 from dither.config import TrainConfig
+from dither.data.build_record import read_build_record
+from dither.data.quality import read_quality
 from dither.data.store import RecordStore, Split
-from dither.errors import CheckpointError, OutputError
+from dither.errors import OutputError
 from dither.files import output_errors, publish, staged_folder, write_atomic, write_json
 from dither.noise import simd
 from dither.privacy.events import Relation
 from dither.privacy.ledger import Ledger
 from dither.privacy.plan import Plan
+from dither.train.preflight import check_free, no_run, read_run
 
 FORMAT = 1
+_LOCK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Run:
         config: Its options.
         plan: Its promise; None without privacy.
         store: The record store's folder.
+        probes: Promise of its probes, which are charged apart; None without any.
     """
 
     folder: Path
@@ -48,6 +54,7 @@ class Run:
     config: TrainConfig
     plan: Plan | None
     store: Path
+    probes: Plan | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -61,7 +68,11 @@ class Run:
 
 
 def create_run(
-    config: TrainConfig, plan: Plan | None, about_store: Mapping[str, Any], store: Path
+    config: TrainConfig,
+    plan: Plan | None,
+    about_store: Mapping[str, Any],
+    store: Path,
+    probes: Plan | None = None,
 ) -> Run:
     """Make the run folder, complete or not at all.
 
@@ -79,8 +90,9 @@ def create_run(
         "seeded": config.insecure_seed is not None,
         "forced": config.force and bool(about_store["sensitive"]),
         "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "config": config.public(),
+        "config": {**config.public(), "task": about_store["task"]},  # a store's own, never a path
         "plan": None if plan is None else plan.to_json(),
+        **({} if probes is None else {"probes": probes.to_json()}),
         "store": dict(about_store),
         "environment": environment(),
     }
@@ -91,9 +103,12 @@ def create_run(
         where = {"store": str(store.absolute()), "config": config.to_json()}
         write_json(staging / "private" / "run.json", where)
         write_json(staging / "private" / "norm_edges.json", [*NORM_EDGES, None])
+        built = read_build_record(store)
+        if built is not None:
+            write_json(staging / "private" / "data.json", built.to_json())
         write_json(staging / "run.json", facts)
         publish(staging, folder)
-    return Run(folder, run_id, config, plan, store)
+    return Run(folder, run_id, config, plan, store, probes)
 
 
 def open_run(folder: Path) -> Run:
@@ -102,57 +117,77 @@ def open_run(folder: Path) -> Run:
     Raises:
         CheckpointError: Not a run folder, or damaged.
     """
+    facts, where = read_run(folder)
     try:
-        facts = json.loads((folder / "run.json").read_bytes())
-        where = json.loads((folder / "private" / "run.json").read_bytes())
-        plan = facts["plan"]
+        plan, probes = facts["plan"], facts.get("probes")
         return Run(
             folder=folder.absolute(),
             id=facts["id"],
             config=TrainConfig.from_json(where["config"]),
             plan=None if plan is None else Plan.from_json(plan),
             store=Path(where["store"]),
+            probes=None if probes is None else Plan.from_json(probes),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            expected=f"a run folder at {folder}",
-            got=f"{type(error).__name__}: {error}",
-            fix="name the --out folder of an earlier dither train",
-        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise no_run(folder, error) from error
+
+
+@contextlib.contextmanager
+def unstarted_removed(run: Run | None) -> Iterator[None]:
+    """Remove the folder of a new run that fails before its first checkpoint.
+
+    Nothing was charged by then, for that checkpoint is of step 0; the same command, mended, finds
+    its folder free.
+
+    Args:
+        run: Made by this start; None where another rank made it.
+    """
+    try:
+        yield
+    except BaseException:
+        if run is not None and not any(run.checkpoints.glob("*")):
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+
+
+def note_start(run: Run, step: int, ranks: int) -> None:
+    """Write down, for the report, where a start of a run begins and on how many ranks.
+
+    Raises:
+        OutputError: The disk is full.
+    """
+    line = {"step": step, "ranks": ranks, "engine": run.config.engine}
+    append_lines(run.folder / "starts.jsonl", [line])
 
 
 @contextlib.contextmanager
 def exclusive(run: Run) -> Iterator[None]:
     """Hold the run folder, so that no second process trains in it.
 
+    Waits for a moment, since the system may still be clearing away one that was killed.
+
     Raises:
         OutputError: Another process does.
     """
     with output_errors(run.folder), (run.folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                expected=f"{run.folder} free of other processes",
-                got="one that trains in it now",
-                fix="wait for it or end it, then resume",
-            ) from error
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not _locks(lock):
+            if time.monotonic() > deadline:
+                raise OutputError(
+                    expected=f"{run.folder} free of other processes",
+                    got="one that trains in it now",
+                    fix="wait for it or end it, then resume",
+                )
+            time.sleep(_LOCK_SECONDS / 20)
         yield
 
 
-def check_free(folder: Path) -> None:
-    """Refuse a folder that exists and is not empty.
-
-    Raises:
-        OutputError: It is not empty or not a folder.
-    """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        run = (folder / "run.json").is_file()
-        raise OutputError(
-            expected=f"a new or empty folder at {folder}",
-            got="an earlier run" if run else "something else there",
-            fix=f"use --resume {folder} to go on with it" if run else "choose another --out",
-        )
+def _locks(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -191,7 +226,8 @@ def describe_store(
     """Return what may be published about the records.
 
     The content hash is a function of the records, so sensitive ones are named by their account.
-    Under ``add_remove`` n is private too: only the declared number appears.
+    Under ``add_remove`` n is private too: only the declared number appears. Where the unit is a
+    person, records are counted as persons: how many rows those have is not public.
     """
     manifest = store.manifest
     hidden = plan is not None and plan.relation is Relation.ADD_REMOVE
@@ -201,14 +237,25 @@ def describe_store(
     return {
         "id": f"account {ledger.header.id}" if manifest.sensitive else store.id,
         "task": store.task.name,
-        "records": plan.records if hidden and plan is not None else len(store),
+        "records": plan.records if hidden and plan is not None else store.units,
         "train_records": plan.records if plan is not None else int(split.train.size),
         "test_records": None if hidden else int(split.test.size),
         "unit": manifest.unit,
         "sensitive": manifest.sensitive,
         "feature_dim": store.feature_dim,
+        "rows_per_unit": store.rows_per_unit,
         "public_inputs": public,
+        "released_inputs": [vars(constant) for constant in manifest.released_inputs],
+        "quality": _quality(store, ledger),
     }
+
+
+def _quality(store: RecordStore, ledger: Ledger) -> dict[str, Any] | None:
+    """Return released counts of rows, where this account was charged for them."""
+    found = read_quality(store.path)
+    if found is None or found.account != ledger.header.id:
+        return None
+    return {**vars(found), "positive_share": found.positive_share}
 
 
 def environment() -> dict[str, Any]:
@@ -231,11 +278,3 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def peak_rss_bytes() -> int:
-    """Return the largest resident memory of this process so far."""
-    import resource  # noqa: PLC0415 - not on every platform that may read a run
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -28,7 +28,7 @@ def attention(capture: Capture, call: Call) -> tuple[Tensor, Tensor | None]:
         raise UnsupportedError("attention without an axis of examples")
     if given["static_k"] is not None or given["static_v"] is not None:
         raise UnsupportedError("attention with static keys")
-    return capture.record(_attend, given)  # type: ignore[no-any-return]
+    return capture.record(attend, given)  # type: ignore[no-any-return]
 
 
 @register_rule(F.scaled_dot_product_attention)
@@ -46,7 +46,12 @@ def biased_attention(capture: Capture, call: Call) -> Tensor:
     return output
 
 
-def _attend(given: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+def attend(given: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Return what `torch.nn.functional.multi_head_attention_forward` does, by linear layers.
+
+    Args:
+        given: Its arguments by name, defaults filled in; batched, and without static keys.
+    """
     heads = given["num_heads"]
     query, key, value = (_split(t, heads) for t in _project(given))
     mask = _mask(given, query, key.shape[2])

@@ -17,12 +17,8 @@ from dither.clipping.rules.generic import by_vmap
 from dither.clipping.rules.registry import register_rule
 from dither.clipping.unsupported import UnsupportedError
 
-_PLAIN = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
-_TURNED = {
-    torch.conv_transpose1d: 1,
-    torch.conv_transpose2d: 2,
-    torch.conv_transpose3d: 3,
-}
+_PLAIN = (torch.conv1d, torch.conv2d, torch.conv3d)
+_TURNED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 
 
 @dataclass(frozen=True)
@@ -45,9 +41,9 @@ def convolution(capture: Capture, call: Call) -> Tensor:
     """
     given = call.named("input weight bias stride padding dilation groups")
     x, weight, bias = given["input"], given["weight"], given["bias"]
-    if capture.target(x) is not None or x.ndim != _PLAIN[call.function] + 2:
+    dims = weight.ndim - 2
+    if capture.target(x) is not None or x.ndim != weight.ndim:
         return by_vmap(capture, call)
-    dims = _PLAIN[call.function]
     stride, dilation = _tuple(given["stride"], dims, 1), _tuple(given["dilation"], dims, 1)
     padding = given["padding"]
     if isinstance(padding, str):
@@ -72,9 +68,9 @@ def transposed_convolution(capture: Capture, call: Call) -> Tensor:
     """As `convolution`, for transposed ones."""
     given = call.named("input weight bias stride padding output_padding groups dilation")
     x, weight = given["input"], given["weight"]
-    if capture.target(x) is not None or x.ndim != _TURNED[call.function] + 2:
+    dims = weight.ndim - 2
+    if capture.target(x) is not None or x.ndim != weight.ndim:
         return by_vmap(capture, call)
-    dims = _TURNED[call.function]
     geometry = _Geometry(
         shape=tuple(weight.shape),
         stride=_tuple(given["stride"], dims, 1),

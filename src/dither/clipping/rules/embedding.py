@@ -54,7 +54,7 @@ def embedding_bag(capture: Capture, call: Call) -> Tensor:
     scales = given["per_sample_weights"]
     if tokens.ndim != 2 or given["mode"] == "max" or capture.target(weight) is None:
         return by_vmap(capture, call)
-    output: Tensor = F.embedding_bag(
+    output: Tensor = call.function(
         tokens,
         weight,
         mode=given["mode"],

@@ -41,10 +41,15 @@ def linear(capture: Capture, call: Call) -> Tensor:
 @register_expander(F.linear)
 def constant_inputs(capture: Capture, call: Call) -> Tensor | None:
     """Record a layer on the same constants for each example, as initial states often are."""
-    x = call.named("input weight bias")["input"]
-    if capture.target(x) is not None or x.ndim < 2 or x.shape[0] != capture.rows:
-        return None
-    return None if capture.rows == 1 else linear(capture, call)
+    repeated = repeats_constants(capture, call.named("input weight bias")["input"])
+    return linear(capture, call) if repeated else None
+
+
+def repeats_constants(capture: Capture, x: Tensor) -> bool:
+    """Return whether an input that no example touched is there once for each of them."""
+    if capture.target(x) is not None or x.ndim < 2:
+        return False
+    return x.shape[0] == capture.rows and capture.rows > 1
 
 
 @register_rule(*_MATMUL)

@@ -15,7 +15,13 @@ from dither.data.schema import Task
 
 
 class Staged(ABC):
-    """Source rows, validated and recoded, that wait to be counted and read in key order."""
+    """Source rows, validated and recoded, that wait to be counted and read in key order.
+
+    Attributes:
+        session_seconds: What the engine's own start took, before it read anything.
+    """
+
+    session_seconds: float = 0.0
 
     @abstractmethod
     def counts(self) -> StageCounts:
@@ -29,8 +35,9 @@ class Staged(ABC):
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         """Valid records in scope, in key order, at most about ``rows`` at a time.
 
-        Columns: ``key`` (string), ``c_<i>`` (positions of the i-th categorical feature),
-        ``v_<i>`` (float32), ``label`` (uint8).
+        Columns: ``key`` (string), ``c_<i>`` (positions of the i-th categorical feature, any
+        integer type), ``v_<i>`` (float32), ``label`` (0 or 1); and ``person`` (string) where the
+        schema has one, whose rows then stand together.
         """
 
 

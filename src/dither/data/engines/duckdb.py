@@ -29,6 +29,10 @@ _PROGRAMMING_ERRORS = (
 )
 
 
+MEMORY_LIMIT = 1_200_000_000
+"""Bytes: with what Python and Arrow hold beside it, a build stays below 2 GB."""
+
+
 class DuckDB(Engine):
     """Runs the pipeline's expressions as SQL.
 
@@ -39,30 +43,25 @@ class DuckDB(Engine):
 
     name = "duckdb"
 
-    def __init__(self, *, memory_limit: int = 2_000_000_000, threads: int | None = None) -> None:
+    def __init__(self, *, memory_limit: int = MEMORY_LIMIT, threads: int | None = None) -> None:
         self._memory_limit = memory_limit
         self._threads = threads or os.cpu_count() or 1
 
     @contextmanager
     def stage(self, tables: Sequence[TextTable], task: Task, work: Path) -> Iterator[Staged]:
         """See :meth:`Engine.stage`."""
-        settings: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": f"{self._memory_limit}B",
-            "threads": self._threads,
-            "temp_directory": str(work / "spill"),
-            "preserve_insertion_order": False,
-            "autoinstall_known_extensions": False,
-        }
         origins = ", ".join(table.origin for table in tables)
-        with _errors_explained(origins):
-            connection = duckdb.connect(str(work / "staged.duckdb"), config=settings)
+        with errors_explained(origins):
+            connection = duckdb.connect(
+                ":memory:", config=settings(work, self._memory_limit, self._threads)
+            )
         try:
             connection.execute("SET enable_progress_bar = false")  # it writes to stdout
-            with _errors_explained(origins):
+            with errors_explained(origins):
                 for index, table in enumerate(tables):
-                    _present(connection, table, pipeline.source_name(index))
+                    present(connection, table, pipeline.source_name(index))
                 raw = pipeline.raw(tables, task.schema)
-                query = _sql(pipeline.staged(raw, task))
+                query = sql(pipeline.staged(raw, task))
                 connection.execute(f"CREATE TABLE {pipeline.STAGED} AS {query}")
             yield _StagedTable(connection, task, raw, origins)
         finally:
@@ -87,18 +86,38 @@ class _StagedTable(Staged):
         return [(str(row["code"]), int(str(row["rows"]))) for row in found]
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
-        with _errors_explained(self._origins):
-            result = self._connection.sql(_sql(pipeline.records(self._task)))
+        with errors_explained(self._origins):
+            result = self._connection.sql(sql(pipeline.records(self._task)))
             yield from result.to_arrow_reader(rows)
 
     def _rows(self, expression: ir.Table) -> list[dict[str, object]]:
-        with _errors_explained(self._origins):
-            result = self._connection.execute(_sql(expression))
+        with errors_explained(self._origins):
+            result = self._connection.execute(sql(expression))
             names = [column[0] for column in result.description]
             return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
-def _sql(expression: ir.Table) -> str:
+def settings(
+    work: Path, memory_limit: int = MEMORY_LIMIT, threads: int | None = None
+) -> dict[str, str | bool | int | float | list[str]]:
+    """What a connection is opened with: bounded memory, spilling into a folder.
+
+    Args:
+        work: Where rows go that memory does not hold.
+        memory_limit: Bytes that DuckDB may hold.
+        threads: Worker threads; all cores by default.
+    """
+    return {
+        "memory_limit": f"{memory_limit}B",
+        "threads": threads or os.cpu_count() or 1,
+        "temp_directory": str(work / "spill"),
+        "preserve_insertion_order": False,
+        "autoinstall_known_extensions": False,
+    }
+
+
+def sql(expression: ir.Table) -> str:
+    """An expression in DuckDB's SQL."""
     return str(ibis.to_sql(expression, dialect="duckdb"))
 
 
@@ -106,11 +125,11 @@ def _quoted(name: str, mark: str = '"') -> str:
     return mark + name.replace(mark, mark * 2) + mark
 
 
-def _present(connection: duckdb.DuckDBPyConnection, table: TextTable, name: str) -> None:
+def present(connection: duckdb.DuckDBPyConnection, table: TextTable, name: str) -> None:
     """Make a view of a file in which every column is text; nothing is inferred."""
     path = _quoted(str(table.path), "'")
     if table.format == "parquet":
-        columns = ", ".join(f"CAST({_quoted(c)} AS VARCHAR) AS {_quoted(c)}" for c in table.columns)
+        columns = ", ".join(f"{_text(_quoted(c))} AS {_quoted(c)}" for c in table.columns)
         relation = f"SELECT {columns} FROM read_parquet({path})"  # noqa: S608 (all quoted)
     else:
         types = ", ".join(f"{_quoted(c, chr(39))}: 'VARCHAR'" for c in table.columns)
@@ -121,8 +140,16 @@ def _present(connection: duckdb.DuckDBPyConnection, table: TextTable, name: str)
     connection.execute(f"CREATE TEMP VIEW {name} AS {relation}")
 
 
+def _text(column: str) -> str:
+    """A column as text; a decimal below 1 has its 0 before the point, as everywhere else."""
+    text = f"CAST({column} AS VARCHAR)"
+    pointed = f"regexp_replace({text}, '^(-?)[.]', '\\10.')"
+    return f"CASE WHEN starts_with(typeof({column}), 'DECIMAL') THEN {pointed} ELSE {text} END"
+
+
 @contextmanager
-def _errors_explained(origins: str) -> Iterator[None]:
+def errors_explained(origins: str) -> Iterator[None]:
+    """Turn DuckDB's complaints about files and disks into errors that quote no record."""
     try:
         yield
     except _PROGRAMMING_ERRORS:

@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dither.data.schema import Categorical, Numeric, Task
+from dither.data.schema import Categorical, Condition, Numeric, OneOf, Released, Task
+from dither.data.store.persons import Persons
 from dither.errors import DataError
 
 FORMAT = "dither-record-store"
@@ -51,6 +52,8 @@ class Manifest:
             records: do not publish it for a sensitive store.
         sources: Names and SHA-256 of the source files.
         written_by: Version of dither.
+        persons: Whose rows are whose, where the unit is a person with several rows; how many
+            persons there are is then declared public, and ``records`` is not.
     """
 
     task: Task
@@ -62,23 +65,46 @@ class Manifest:
     sources: tuple[tuple[str, str], ...]
     relation: str = "zero_out"
     written_by: str = ""
+    persons: Persons | None = None
+
+    @property
+    def units(self) -> int:
+        """Number of persons, or of records where a record is the unit: declared public."""
+        return self.records if self.persons is None else self.persons.persons
 
     @property
     def unit(self) -> str:
-        """Unit of privacy: what one row stands for."""
+        """Unit of privacy: record or person."""
         return self.task.schema.unit
 
     @property
     def public_inputs(self) -> tuple[PublicInput, ...]:
         """Every declared public constant that the store and its training use."""
-        return public_inputs(self.task, self.records)
+        return public_inputs(self.task, self.units)
+
+    @property
+    def released_inputs(self) -> tuple[Released, ...]:
+        """Every constant that was released from records, with what it cost."""
+        return self.task.released
 
 
-def public_inputs(task: Task, records: int) -> tuple[PublicInput, ...]:
-    """The constants behind a store: n, vocabularies, bounds, imputation, class weights."""
+def public_inputs(task: Task, units: int) -> tuple[PublicInput, ...]:
+    """The public constants behind a store: n, vocabularies, bounds, imputation, class weights.
+
+    Those that were released from records are in ``task.released`` instead.
+    """
+    released = {constant.name for constant in task.released}
+    return tuple(c for c in _constants(task, units) if c.name not in released)
+
+
+def _constants(task: Task, units: int) -> tuple[PublicInput, ...]:
     schema = task.schema
-    found = [PublicInput("n", str(records), "declared public (number of records in the task)")]
-    for column in schema.features:
+    what = f"declared public (number of {schema.unit}s in the task)"
+    found = [PublicInput("n", str(units), what)]
+    if schema.person is not None:
+        most = str(schema.rows_per_person)
+        found.append(PublicInput("rows of a person", f"at most {most}", "declared public"))
+    for column in schema.columns:
         if isinstance(column, Numeric):
             bounds = f"[{column.lower:g}, {column.upper:g}]"
             found.append(PublicInput(f"bounds of {column.name}", bounds, schema.source))
@@ -92,8 +118,17 @@ def public_inputs(task: Task, records: int) -> tuple[PublicInput, ...]:
     ]
     none = PublicInput("imputation", "none: a missing value is refused", schema.source)
     found += imputed or [none]
+    scope = " and ".join(map(_words, task.where)) or "every row"
+    found.append(PublicInput("scope", scope, "the task"))
+    found.append(PublicInput("label", _words(task.label), "the task"))
     weights = f"({task.class_weights[0]:g}, {task.class_weights[1]:g})"
     return (*found, PublicInput("class weights", weights, task.weights_source))
+
+
+def _words(condition: Condition) -> str:
+    if isinstance(condition, OneOf):
+        return f"{condition.column} in {', '.join(condition.codes)}"
+    return f"{condition.column} from {condition.lower:g} to {condition.upper:g}"
 
 
 def code_widths(task: Task) -> tuple[int, ...]:
@@ -116,6 +151,8 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
         "content_hash": manifest.content_hash,
         "sources": [{"name": name, "sha256": digest} for name, digest in manifest.sources],
         "public_inputs": [vars(constant) for constant in manifest.public_inputs],
+        "released_inputs": [vars(constant) for constant in manifest.released_inputs],
+        "persons": None if manifest.persons is None else vars(manifest.persons),
         "written_by": manifest.written_by,
     }
     value["checksum"] = _checksum(value)
@@ -164,6 +201,7 @@ def _parsed(value: dict[str, Any]) -> Manifest:
         sources=tuple((source["name"], source["sha256"]) for source in value["sources"]),
         relation=value["relation"],
         written_by=value["written_by"],
+        persons=None if value.get("persons") is None else Persons(**value["persons"]),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, UInt64
 
 from dither.errors import ConfigError
 
@@ -16,11 +16,12 @@ RELATIONS = ("zero_out", "replace_one", "add_remove")
 # Public constants: a split is no secret, and everyone gets the same one.
 _ROW_SEED = 0x9E3779B97F4A7C15
 _KEY_SALT = b"dither split v1"
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of the training and the test records, both ascending."""
+    """Numbers of the training and the test units (rows, or persons), both ascending."""
 
     train: Int64[np.ndarray, " train"]
     test: Int64[np.ndarray, " test"]
@@ -48,21 +49,30 @@ def check_split(test_fraction: float, relation: str) -> None:
 
 def by_row_number(rows: int, test_fraction: float) -> Split:
     """Split by a public hash (splitmix64) of the row number."""
-    with np.errstate(over="ignore"):
-        x = (np.arange(rows, dtype=np.uint64) + np.uint64(1)) * np.uint64(_ROW_SEED)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return _split((x ^ (x >> np.uint64(31))) < _threshold(test_fraction))
+    test, below = np.empty(rows, dtype=bool), _threshold(test_fraction)
+    for start in range(0, rows, _BLOCK):  # of many millions of rows, only the answer is kept
+        x = np.arange(start + 1, min(start + _BLOCK, rows) + 1, dtype=np.uint64)
+        with np.errstate(over="ignore"):
+            x *= np.uint64(_ROW_SEED)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        test[start : start + _BLOCK] = (x ^ (x >> np.uint64(31))) < below
+    return _split(test)
 
 
 def by_key(keys: Iterable[bytes], test_fraction: float) -> Split:
     """Split by BLAKE2b of each record's stable key under a public salt."""
+    return by_hash(np.frombuffer(b"".join(map(digest, keys)), dtype="<u8"), test_fraction)
 
-    def digest(key: bytes) -> bytes:
-        return hashlib.blake2b(key, digest_size=8, key=_KEY_SALT).digest()
 
-    joined = b"".join(map(digest, keys))
-    return _split(np.frombuffer(joined, dtype="<u8") < _threshold(test_fraction))
+def by_hash(hashes: UInt64[np.ndarray, " units"], test_fraction: float) -> Split:
+    """Split by uniform hashes of who or what is split."""
+    return _split(hashes < _threshold(test_fraction))
+
+
+def digest(key: bytes) -> bytes:
+    """Return the hash of a stable key, 8 bytes, little-endian."""
+    return hashlib.blake2b(key, digest_size=8, key=_KEY_SALT).digest()
 
 
 def _threshold(test_fraction: float) -> np.uint64:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +11,20 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from dither.data.schema import Categorical, Task
+from dither.data.schema import Task
+from dither.data.store.encoding import Encoding, ShardRows, rows_of
 from dither.data.store.manifest import Manifest, Shard, read_manifest
-from dither.data.store.split import Split, by_key, by_row_number, check_split
+from dither.data.store.persons import PersonRows
+from dither.data.store.shard import by_hash as shard_by_hash
+from dither.data.store.shard import by_key as shard_by_key
+from dither.data.store.shard import by_row_number as shard_by_row_number
+from dither.data.store.shard import check_shard
+from dither.data.store.split import Split, by_hash, by_key, by_row_number, check_split
 from dither.data.store.writer import arrow_schema
 from dither.errors import ConfigError, DataError
 
 LEDGER = "ledger.sqlite"
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """One shard's columns as views of the mapped file."""
-
-    keys: pa.StringArray
-    codes: np.ndarray
-    values: np.ndarray
-    labels: np.ndarray
 
 
 class RecordStore:
@@ -40,13 +34,21 @@ class RecordStore:
         path: The store's folder.
         manifest: Its checked manifest.
         shards: Its mapped shards.
+        persons: Whose rows are whose, where the unit is a person with several rows.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, shards: Sequence[_Rows]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        shards: Sequence[ShardRows],
+        persons: PersonRows | None = None,
+    ) -> None:
         self.path = path
         self.manifest = manifest
+        self._persons = persons
         self._shards = tuple(shards)
-        self._encoding = _Encoding(manifest.task)
+        self._encoding = Encoding(manifest.task)
         self._code = arrow_schema(manifest.task).field("codes").type.value_type.to_pandas_dtype()
 
     @classmethod
@@ -69,7 +71,46 @@ class RecordStore:
                 got=str(sum(shard.rows for shard in manifest.shards)),
                 fix="build the store again",
             )
-        return cls(folder, manifest, shards)
+        if manifest.persons is None:
+            return cls(folder, manifest, shards)
+        about, records = manifest.persons, manifest.records
+        persons = PersonRows.open(folder, about, records, verify=verify)
+        return cls(folder, manifest, shards, persons)
+
+    @property
+    def units(self) -> int:
+        """Number of persons, or of records where a record is the unit of privacy."""
+        return self.manifest.units
+
+    @property
+    def rows_per_unit(self) -> int:
+        """k: how many rows one unit has at most."""
+        return self.task.schema.rows_per_person
+
+    def spans(
+        self, units: Int64[np.ndarray, " batch"]
+    ) -> tuple[Int64[np.ndarray, " batch"], Int64[np.ndarray, " batch"]]:
+        """Return the first row of each unit, and how many rows it has: between 1 and k.
+
+        Raises:
+            ConfigError: A unit's number is out of range.
+        """
+        _check_numbers(units, self.units, "units")
+        if self._persons is None:
+            return units, np.ones_like(units)
+        return self._persons.spans(units)
+
+    def rows_of(self, units: Int64[np.ndarray, " units"]) -> Int64[np.ndarray, " rows"]:
+        """Return all rows of some units, in their order.
+
+        Raises:
+            ConfigError: A unit's number is out of range.
+        """
+        first, count = self.spans(units)
+        if self._persons is None:
+            return first
+        before = np.cumsum(count) - count
+        return np.repeat(first - before, count) + np.arange(int(count.sum()))
 
     def __len__(self) -> int:
         return self.manifest.records
@@ -135,14 +176,14 @@ class RecordStore:
         return torch.from_numpy(found)
 
     def split(self, test_fraction: float = 0.2, relation: str = "zero_out") -> Split:
-        """Hold out a fixed public part of the records for testing.
+        """Hold out a fixed public part of the units (records, or persons) for testing.
 
-        Under ``zero_out`` and ``replace_one`` row numbers are public, so a public hash of the
-        row number decides. Under ``add_remove`` one more record shifts the numbers of all that
-        follow: a split by row number would move *other* records between training and test, so
-        neighbouring data sets would differ in many training records and the guarantee (and
-        parallel composition over shards) would fail. There, each record's stable key alone
-        decides.
+        A person is on one side with all rows. Under ``zero_out`` and ``replace_one`` numbers of
+        units are public, so a public hash of the number decides. Under ``add_remove`` one more
+        record shifts the numbers of all that follow: a split by number would move *other* records
+        between training and test, so neighbouring data sets would differ in many training records
+        and the guarantee (and parallel composition over shards) would fail. There, each one's
+        stable key alone decides.
 
         Args:
             test_fraction: Expected share of test records, in [0, 1).
@@ -152,9 +193,41 @@ class RecordStore:
             ConfigError: The fraction or the relation is not valid.
         """
         check_split(test_fraction, relation)
-        if relation == "add_remove":
-            return by_key(self._keys(), test_fraction)
-        return by_row_number(len(self), test_fraction)
+        if relation != "add_remove":
+            return by_row_number(self.units, test_fraction)
+        if self._persons is not None:
+            return by_hash(self._persons.split_hashes, test_fraction)
+        return by_key(self._keys(), test_fraction)
+
+    def shard(
+        self,
+        rows: Int64[np.ndarray, " rows"],
+        rank: int,
+        world_size: int,
+        relation: str = "zero_out",
+    ) -> Int64[np.ndarray, " shard"]:
+        """Return one rank's fixed part of some units; all ranks' parts are disjoint and whole.
+
+        All rows of a person are in one part. By position among the units under ``zero_out`` and
+        ``replace_one`` (sizes differ by one at most), by a hash of each one's stable key under
+        ``add_remove`` (sizes differ at random): see `dither.data.store.shard` for why, and for why
+        a step's event does not change.
+
+        Args:
+            rows: Ascending numbers of units, say ``split().train``, the same on all ranks.
+            rank: Whose part, 0 ≤ rank < world_size.
+            world_size: R.
+            relation: The plan's neighbouring relation.
+
+        Raises:
+            ConfigError: No such rank or relation.
+        """
+        check_shard(rank, world_size, relation)
+        if relation != "add_remove":
+            return shard_by_row_number(rows, rank, world_size)
+        if self._persons is not None:
+            return shard_by_hash(self._persons.shard_hashes, rows, rank, world_size)
+        return shard_by_key(self._keys(), rows, rank, world_size)
 
     def _keys(self) -> Iterator[bytes]:
         for shard in self._shards:
@@ -172,14 +245,11 @@ class RecordStore:
             labels[where] = shard.labels.take(local)
         return codes, values, labels
 
-    def _located(self, rows: np.ndarray) -> Iterator[tuple[_Rows, np.ndarray | slice, np.ndarray]]:
+    def _located(
+        self, rows: np.ndarray
+    ) -> Iterator[tuple[ShardRows, np.ndarray | slice, np.ndarray]]:
         """Per touched shard: which places of the batch it fills, and from which of its rows."""
-        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
-            raise ConfigError(
-                expected=f"row numbers in [0, {len(self)})",
-                got=f"[{rows.min()}, {rows.max()}]",
-                fix="draw rows from store.split() or range(len(store))",
-            )
+        _check_numbers(rows, len(self), "rows")
         if len(self._shards) == 1:
             yield self._shards[0], slice(None), rows
             return
@@ -194,70 +264,16 @@ class RecordStore:
             yield self._shards[index], where, local[where]
 
 
-class _Encoding:
-    """One-hot encoding and scaling of the schema's features, vectorised."""
-
-    def __init__(self, task: Task) -> None:
-        starts, names, number_at, bounds, start = [], [], [], [], 0
-        for column in task.schema.features:
-            if isinstance(column, Categorical):
-                starts.append(start)
-                names += [f"{column.name}={code}" for code in column.codes]
-            else:
-                number_at.append(start)
-                names.append(column.name)
-                bounds.append((column.lower, column.upper))
-            start += column.width
-        self.names = tuple(names)
-        # Position 1 is a vocabulary's first column; 0, the blank, has none.
-        self._before = np.array(starts, dtype=np.int64) - 1
-        self._number_at = np.array(number_at, dtype=np.int64)
-        self._lower = np.array([low for low, _ in bounds], dtype=np.float32)
-        self._span = np.array([high - low for low, high in bounds], dtype=np.float32)
-
-    def encode(self, codes: np.ndarray, values: np.ndarray) -> np.ndarray:
-        rows, width = len(codes), len(self.names)
-        features = np.zeros((rows, width), dtype=np.float32)
-        row_start = np.arange(rows, dtype=np.int64)[:, None] * width
-        places = (codes.astype(np.int64) + self._before + row_start)[codes > 0]
-        features.reshape(-1)[places] = 1.0
-        features[:, self._number_at] = (values - self._lower) / self._span
-        return features
+def _check_numbers(numbers: np.ndarray, below: int, what: str) -> None:
+    if len(numbers) and not (numbers.min() >= 0 and numbers.max() < below):
+        raise ConfigError(
+            expected=f"numbers of {what} in [0, {below})",
+            got=f"[{numbers.min()}, {numbers.max()}]",
+            fix="draw them from store.split() or range(store.units)",
+        )
 
 
-class StoreDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Some rows of a store as a PyTorch data set; whole batches are gathered at once.
-
-    Args:
-        store: The records.
-        rows: The rows that make up the data set, say ``store.split().train``.
-    """
-
-    def __init__(self, store: RecordStore, rows: Int64[np.ndarray, " rows"]) -> None:
-        self.store = store
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, " features"], Int64[Tensor, ""]]:
-        features, labels = self.store.gather(self.rows[[index]])
-        return features[0], labels[0]
-
-    def __getitems__(
-        self, indices: list[int]
-    ) -> tuple[Float[Tensor, "batch features"], Int64[Tensor, " batch"]]:
-        """A whole batch, already stacked: use it with ``collate_fn=lambda batch: batch``."""
-        return self.gather_batch(np.asarray(indices, dtype=np.int64))
-
-    def gather_batch(
-        self, rows: Int64[np.ndarray, " batch"]
-    ) -> tuple[Float[Tensor, "batch features"], Int64[Tensor, " batch"]]:
-        """A whole batch of the data set's rows, for `dither.sampling.loader.PoissonLoader`."""
-        return self.store.gather(self.rows[rows])
-
-
-def _map_shard(path: Path, shard: Shard, task: Task, verify: bool) -> _Rows:
+def _map_shard(path: Path, shard: Shard, task: Task, verify: bool) -> ShardRows:
     def broken(got: str) -> DataError:
         return DataError(
             expected=f"shard {path.name} of {path.parent} as dither wrote it",
@@ -277,9 +293,4 @@ def _map_shard(path: Path, shard: Shard, task: Task, verify: bool) -> _Rows:
         raise broken("a truncated or corrupt file") from error
     if batch.num_rows != shard.rows or not batch.schema.equals(arrow_schema(task)):
         raise broken(f"{batch.num_rows} rows or columns of another task")
-    return _Rows(
-        keys=batch.column("key"),
-        codes=batch.column("codes").flatten().to_numpy().reshape(shard.rows, -1),
-        values=batch.column("values").flatten().to_numpy().reshape(shard.rows, -1),
-        labels=batch.column("label").to_numpy(),
-    )
+    return rows_of(batch)

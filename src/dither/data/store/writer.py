@@ -58,7 +58,8 @@ def write_shards(
         if batch.num_rows == 0:
             continue
         packed = _packed(batch, task, schema)
-        last_key = _check_keys(packed.column("key"), last_key)
+        if task.schema.person is None:  # else persons have been checked one by one
+            last_key = _check_keys(packed.column("key"), last_key)
         _hash(packed, content)
         pending.append(packed)
         waiting += packed.num_rows
@@ -85,8 +86,8 @@ def _packed(batch: pa.RecordBatch, task: Task, schema: pa.Schema) -> pa.RecordBa
 
     codes = stacked("c", len(task.schema.categorical), schema.field("codes").type)
     values = stacked("v", len(task.schema.numeric), schema.field("values").type)
-    key = batch.column("key").cast(pa.string())
-    return pa.record_batch([key, codes, values, batch.column("label")], schema=schema)
+    key, label = batch.column("key").cast(pa.string()), batch.column("label").cast(pa.uint8())
+    return pa.record_batch([key, codes, values, label], schema=schema)
 
 
 def _key_parts(keys: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,10 @@ rank is cut off, its own message is such a sum, protected by its own share of th
 variance z²C²/(R−t), instead of the z²C² that the ledger charges (PRIVACY-REVIEW A3). So the graph
 must be (t+1)-connected: it stays in one piece whichever t ranks are taken out.
 
+With t = R − 1 one rank is honest, and the others know its message from the sum: masks hide it from
+the network alone. Its share of the noise is then all of z²C², which protects it by itself, as
+under trust local.
+
 Circulant graphs Cₙ(1, …, m), each rank joined to the m next on either side, are 2m-connected, and
 with the opposite rank (n even) (2m+1)-connected, for m ≥ 1: they are Harary's graphs, with as few
 edges as any graph so connected (F. Harary, The maximum connectivity of a graph, PNAS 48 (1962)
@@ -31,8 +35,7 @@ def mask_degree(world_size: int, colluders: int) -> int:
         if that is less. No graph of odd degree has an odd number of ranks: there one more.
 
     Raises:
-        ConfigError: t ≥ R − 1: at most one rank is honest, and the others know its message from
-            the sum. Masks cannot help there; `local` trust can. A lone rank needs no mask.
+        ConfigError: t ≥ R: no rank is honest. A lone rank needs no mask.
     """
     _check_colluders(world_size, colluders)
     degree = max(colluders + 1, 2)
@@ -69,7 +72,7 @@ def check_degree(world_size: int, colluders: int, degree: int) -> None:
     """Refuse a graph that this many colluders could cut apart.
 
     Raises:
-        ConfigError: Fewer than t + 1 neighbours, or no such graph, or t ≥ R − 1.
+        ConfigError: Fewer than t + 1 neighbours, or no such graph, or t ≥ R.
     """
     needed = mask_degree(world_size, colluders)
     if degree < needed:
@@ -84,9 +87,9 @@ def check_degree(world_size: int, colluders: int, degree: int) -> None:
 
 
 def _check_colluders(world_size: int, colluders: int) -> None:
-    if world_size < 1 or colluders < 0 or (colluders >= world_size - 1 and colluders > 0):
+    if world_size < 1 or colluders < 0 or (colluders >= world_size and colluders > 0):
         raise ConfigError(
-            expected=f"0 ≤ t ≤ R − 2 colluders of R = {world_size} ranks",
-            got=f"t = {colluders}: the others know the last honest rank's message from the sum",
+            expected=f"0 ≤ t ≤ R − 1 colluders of R = {world_size} ranks",
+            got=f"t = {colluders}: no rank would be honest",
             fix="lower t, start more ranks, or use trust local, which needs no masks",
         )

@@ -85,7 +85,7 @@ class Masks:
 
         Args:
             endpoint: This rank's end of the group whose messages are to be masked.
-            colluders: t ≤ R − 2 (0 for a lone rank), as in trust ``distributed(t)``.
+            colluders: t ≤ R − 1, as in trust ``distributed(t)``.
             authentication: `Identity` or `ClusterSecret`; without, ranks must follow the protocol.
             degree: Neighbours of each rank, where more than needed are wanted.
 

@@ -99,6 +99,12 @@ class Reduced(Transport):
             self.masks.spoil()  # pads of this round may be out: never again
             raise
 
+    def abandon(self, reason: str) -> None:  # noqa: ARG002 - they learn that it left
+        """Leave the group: the others notice, at the latest when this process ends."""
+        if self.masks is not None:
+            self.masks.spoil()
+        self.endpoint.close()
+
     def _terms_of(self, message: Integer[np.ndarray, " size"]) -> Terms:
         key = message.size, message.dtype.char
         terms = self._terms.get(key)
@@ -181,6 +187,10 @@ class SharedMemoryReduced(FusedTransport):
             if self.masks is not None:
                 self.masks.spoil()
             raise
+
+    def abandon(self, reason: str) -> None:
+        """Leave the group: all waits of the others end."""
+        self._whole.abandon(reason)
 
     def contributions(self, *, lattice: Lattice, noise: Noise, clip: float) -> Contribute:
         """Return the core's pass over one contribution: see `FusedTransport.contributions`."""

@@ -1,0 +1,32 @@
+"""The options of every command, typed and frozen, shared by command line and Python API."""
+
+from dither.config.commands import (
+    BenchConfig,
+    DataBuildConfig,
+    DataDescribeConfig,
+    DataFetchConfig,
+    DataReportConfig,
+    DataStatisticsConfig,
+    DataSynthConfig,
+    LedgerConfig,
+    PlanConfig,
+    ReportConfig,
+)
+from dither.config.options import RUNNING
+from dither.config.train import PLACES, TrainConfig
+
+__all__ = [
+    "PLACES",
+    "RUNNING",
+    "BenchConfig",
+    "DataBuildConfig",
+    "DataDescribeConfig",
+    "DataFetchConfig",
+    "DataReportConfig",
+    "DataStatisticsConfig",
+    "DataSynthConfig",
+    "LedgerConfig",
+    "PlanConfig",
+    "ReportConfig",
+    "TrainConfig",
+]

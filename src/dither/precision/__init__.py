@@ -1,0 +1,1 @@
+"""Number formats, quantised layers, the private probe of their harm, and the schedule."""
