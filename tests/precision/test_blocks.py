@@ -144,3 +144,21 @@ def test_no_scale_is_remembered() -> None:
 def test_scales_are_normal_numbers() -> None:
     assert fraction_of(torch.tensor([1e-44, 0.0]), 127.0).tolist() == [SMALLEST, SMALLEST]
     assert math.isnan(fraction_of(torch.tensor([float("nan")]), 127.0)[0])
+
+
+@pytest.mark.parametrize(
+    "found", [f for f in FORMATS.values() if f.bits < 32], ids=lambda f: f.name
+)
+@pytest.mark.parametrize("per", [Per.ROW, Per.BLOCK])
+def test_zeros_stay_zeros_where_subnormal_numbers_are_flushed(found: Format, per: Per) -> None:
+    """E8M0's least scale is a subnormal float32, zero then: a row of zeros would become NaN."""
+    x = torch.zeros(2, 40)
+    x[1] = torch.randn(40)
+    usual = found.quantize(x, per=per)
+    assert torch.set_flush_denormal(True)
+    try:
+        flushed = found.quantize(x, per=per)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(usual, flushed)
+    assert not flushed[0].any()

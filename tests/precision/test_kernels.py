@@ -129,6 +129,39 @@ def test_whole_numbers_add_up_exactly_even_beyond_float32() -> None:
     assert torch.equal(real, expected.float())
 
 
+@pytest.mark.parametrize("inputs", [66_000, 140_000])
+def test_sums_that_32_bits_do_not_hold_go_elsewhere(inputs: int) -> None:
+    """140,000 products of 127 by 127 are more than 2^31: an 8-bit kernel would turn their sign."""
+    x, weight = torch.full((2, inputs), 127, dtype=torch.int8), torch.full((3, inputs), 127)
+    weight = weight.to(torch.int8)
+    expected = torch.full((2, 3), float(127 * 127 * inputs))
+    assert torch.equal(integers.multiply(x, weight), expected)
+    assert integers.multiplies(x, weight) == (processor().int8 and inputs < 100_000)
+    images, kernel = x.view(2, -1, 1, 1), weight.view(3, -1, 1, 1)
+    how = Convolution((1, 1), (0, 0), (1, 1))
+    turned = kernel.transpose(0, 1).contiguous()  # of an input's gradient
+    back = integers.convolve_back(images, turned, how, (2, 3, 1, 1))
+    for found in (integers.convolve(images, kernel, how), back):
+        assert ((found.view(2, 3) - expected).abs() <= 2.0**-23 * 255 * 127 * inputs).all()
+
+
+@needs_int8
+@pytest.mark.parametrize("terms", [518, 519, 4608, 66_000])
+def test_a_convolution_s_kernel_rounds_its_sums_as_float32_does(terms: int) -> None:
+    """It adds activations without their sign, up to 255·127 each, and puts that right in float32.
+
+    So up to 518 products every sum is exact; beyond them it is within two roundings.
+    """
+    x = torch.full((2, terms, 1, 1), 127, dtype=torch.int8)
+    weight = torch.full((3, terms, 1, 1), 127, dtype=torch.int8)
+    weight[0, 0], weight[1, ::2], x[1, 1::2] = 126, -127, 11
+    assert integers.convolves(x, weight)
+    found = integers.convolve(x, weight, Convolution((1, 1), (0, 0), (1, 1))).view(2, 3)
+    exact = x.view(2, -1).double() @ weight.view(3, -1).double().t()
+    allowed = 0.0 if terms <= 518 else 2.0**-23 * 255 * 127 * terms
+    assert ((found.double() - exact).abs() <= allowed).all()
+
+
 @pytest.mark.parametrize("name", list(RECIPES))
 @pytest.mark.parametrize(("shape", "outputs"), SHAPES[:3])
 def test_products_are_those_of_the_rounded_values(

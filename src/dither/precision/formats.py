@@ -18,6 +18,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from dither.errors import ConfigError
 from dither.precision.blocks import (
+    SMALLEST,
     Per,
     fraction_of,
     join,
@@ -154,14 +155,21 @@ class _Scaled(Format):
         self, x: Tensor, rounding: Rounding, per: Per, axis: int, uniform: Tensor | None
     ) -> Quantized:
         if per is not Per.BLOCK or not x.ndim:
-            scale = self._scale(magnitude(x, per, axis), per, rounding)
+            scale = self._normal_scale(magnitude(x, per, axis), per, rounding)
             codes = self._codes(x / scale, rounding, uniform)
             return Quantized(self._store(codes, scale), scale, self, per, axis)
         blocks = split(x, axis)
         draws = None if uniform is None else split(uniform, axis)
-        scale = self._scale(magnitude(blocks, per), per, rounding)
+        scale = self._normal_scale(magnitude(blocks, per), per, rounding)
         values = self._codes(blocks / scale, rounding, draws).mul_(scale)
         return Quantized(join(values, axis, x.shape[axis]), None, self, per, axis)
+
+    def _normal_scale(self, largest: Tensor, per: Per, rounding: Rounding) -> Tensor:
+        """Return scales that are normal numbers: E8M0's least, 2⁻¹²⁷, is none.
+
+        Where a processor was told to flush what is not normal, zeros would be divided by zero.
+        """
+        return self._scale(largest, per, rounding).clamp_min(SMALLEST)
 
     @abstractmethod
     def _scale(self, largest: Tensor, per: Per, rounding: Rounding) -> Tensor: ...

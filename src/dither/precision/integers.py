@@ -16,6 +16,7 @@ from dither.precision.capability import processor
 
 _WHOLE = 1 << 24  # float32 holds every whole number up to here
 _SQUARE = 127 * 127
+_LONGEST = (1 << 31) // (255 * 127)  # products that 32 bits hold, activations without a sign
 _SIGN = -128  # as int8: flips the highest bit, which adds 128 and drops the sign
 _ZERO = 128  # what stands for zero then: oneDNN's convolutions take activations without a sign
 
@@ -66,6 +67,8 @@ def multiplies(x: Tensor, weight: Tensor) -> bool:
     if not _plain(x, weight) or not x.ndim or not x.numel() or not weight.numel():
         return False
     rows, inputs, outputs = x.numel() // x.shape[-1], x.shape[-1], weight.shape[0]
+    if inputs > _LONGEST:
+        return False
     if x.device.type == "cuda":  # what its library asks for
         fits = rows > 16 and inputs % 8 == 0 and outputs % 8 == 0
         return fits and processor("cuda").int8
@@ -73,7 +76,11 @@ def multiplies(x: Tensor, weight: Tensor) -> bool:
 
 
 def convolve(x: Tensor, weight: Tensor, how: Convolution) -> Tensor:
-    """Return a convolution of int8 codes in float32, added up without rounding."""
+    """Return a convolution of int8 codes in float32, added up without rounding.
+
+    The kernel adds activations without their sign and puts that right in float32: from 519 products
+    on, the first that may pass 2²⁴, sums are within two of its roundings.
+    """
     if convolves(x, weight):
         return _convolve(x, weight, how)
     wide = _type_for(weight[0].numel(), x)
@@ -123,7 +130,9 @@ def back(gradient: Tensor, weight: Tensor, how: Convolution, shape: Sequence[int
 def convolves(x: Tensor, weight: Tensor) -> bool:
     """Return whether an 8-bit kernel takes convolutions of these."""
     fits = _plain(x, weight) and x.ndim == 4 and bool(x.numel()) and bool(weight.numel())
-    return fits and x.device.type == "cpu" and processor().int8 and _convolutions_agree()
+    # Of an input's gradient the sum goes over outputs, not over inputs.
+    short = fits and max(weight.shape[:2]) * weight[0, 0].numel() <= _LONGEST
+    return short and x.device.type == "cpu" and processor().int8 and _convolutions_agree()
 
 
 def _convolve(x: Tensor, weight: Tensor, how: Convolution) -> Tensor:

@@ -1,7 +1,8 @@
 """Products of quantised operands: on the processor's own kernels, or emulated in float32.
 
 What a product gives is defined by its emulation. Whole numbers are multiplied and added up exactly
-and then scaled: kernel and emulation agree to the bit. Products of two bfloat16 operands are
+and then scaled: kernel and emulation agree to the bit, but for sums of more than 518 products in
+convolutions, which their kernel rounds as float32 does. Products of two bfloat16 operands are
 rounded to bfloat16, as kernels do it: the order in which float32 adds up may move one of them by a
 bfloat16 step. All other formats are multiplied as float32 values.
 """

@@ -17,6 +17,8 @@ from dither.precision.layers import Layer, find_layers, parameter_of
 from dither.precision.recipe import Recipe
 from dither.precision.uses import Use, Uses
 
+_HALF = frozenset({torch.float16, torch.bfloat16})
+
 
 @contextmanager
 def precision_mode(
@@ -78,6 +80,26 @@ def quantising(model: nn.Module, layers: Collection[Layer], recipe: Recipe) -> I
         yield
 
 
+@contextmanager
+def as_it_trains(model: nn.Module) -> Iterator[None]:
+    """Run a model without gradients on the functions that it runs on with them.
+
+    In evaluation mode without gradients PyTorch fuses the layers of a transformer, and leaves
+    padded places out; the quantised model runs function by function. Their losses would differ by
+    far more than rounding does.
+
+    Args:
+        model: The model that is called inside.
+    """
+
+    def nothing(_: Use, run: Callable[[], Any]) -> Any:
+        return run()
+
+    # Fused layers, as PyTorch has them, give way to any mode that wants to see functions.
+    with as_written(compiled=is_compiled(model)), Uses((), nothing):
+        yield
+
+
 def quantised(use: Use, recipe: Recipe) -> Tensor:
     """Return what a use of a weight gives in low precision; never in autocast's."""
     with torch.autocast(use.x.device.type, enabled=False):
@@ -88,7 +110,9 @@ def quantised(use: Use, recipe: Recipe) -> Tensor:
         else:
             found = quantized_bag(use.x, use.weight, use.call, recipe)
     output: Tensor = found
-    return output
+    # The next layer of a frozen model in half precision takes nothing wider.
+    half = use.weight.dtype in _HALF and not torch.is_autocast_enabled(use.x.device.type)
+    return output.to(use.weight.dtype) if half else output
 
 
 def named_layers(layers: tuple[Layer, ...], names: Collection[str]) -> tuple[Layer, ...]:

@@ -42,7 +42,11 @@ class Dynamic:
 
     def __post_init__(self) -> None:
         every, seed = self.rotate_every, self.seed
-        schedule: object = self.schedule
+        recipe, schedule, probe = _any(self.recipe), _any(self.schedule), _any(self.probe)
+        if not isinstance(recipe, Recipe):
+            raise _wrong("a Recipe such as parse_recipe('int8')", recipe)
+        if not isinstance(probe, ProbeOptions):
+            raise _wrong("ProbeOptions(...) for the probe", probe)
         if not isinstance(schedule, Schedule):
             raise _wrong("a Schedule such as DpQuant(0.75)", schedule)
         if self.by not in {"compute", "layers"}:
@@ -152,6 +156,11 @@ class Dynamic:
             relation=gradients.relation,
         )
         return replace(gradients, steps=count, l2_clip=self.probe.clip, noise_multiplier=z)
+
+
+def _any(value: object) -> object:
+    """Return a value whose type nobody has looked at yet."""
+    return value
 
 
 def _wrong(expected: str, got: object) -> ConfigError:

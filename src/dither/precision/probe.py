@@ -32,15 +32,17 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
 from dither.clipping.batches import as_batch
+from dither.clipping.capture import version_of
 from dither.clipping.check import check_losses
 from dither.clipping.gradients import Chunk
 from dither.clipping.loss import by_rows, losses_of
 from dither.clipping.randomness import secret_generators
-from dither.errors import ConfigError
+from dither.errors import ConfigError, ModelError
 from dither.noise.entropy import Entropy
 from dither.noise.pool import FreshNoise
 from dither.precision.impacts import RELEASED, Impacts
 from dither.precision.loss import QuantizedLoss
+from dither.precision.mode import as_it_trains
 from dither.precision.relation import check_relation
 from dither.privacy.account import Account
 from dither.privacy.calibrate import noise_multiplier
@@ -54,6 +56,7 @@ from dither.sampling.loader import PoissonBatch, check_rows
 
 _BITS = 40  # of a vector's length: far below any noise, and 2²³ examples fit 64 bits
 _SLACK = 1e-9
+_MOST = 1 << 22  # expected records of a sample: a drawn one is never twice as large
 
 
 @final
@@ -177,12 +180,19 @@ class Probe:
 
         Raises:
             SamplingError: Rows of the sample that are not units; nothing is charged.
-            ModelError: The model or the loss looks across the sample; nothing is charged.
+            ModelError: The model or the loss looks across the sample, or keeps something of it;
+                nothing is charged.
             BudgetExhaustedError: The plan has no probe left.
             ReduceError: There is no sum; what left was protected and stays charged.
         """
         batch = self._draw()
-        released = release_sum(self._bounded(batch), self.account, transport, self._noise)
+        try:
+            bounded = self._bounded(batch)
+        except BaseException as error:
+            if transport is not None:  # the other ranks shall not wait for a message of this one
+                transport.abandon(type(error).__name__)
+            raise
+        released = release_sum(bounded, self.account, transport, self._noise)
         self.releases += 1
         plan = self.account.plan
         carried = plan.trust.sum_multiple(transport.world_size if transport else 1)
@@ -195,8 +205,9 @@ class Probe:
         """Return the sum over a sample; its sensitivity is argued at the top of this file."""
         check_rows(batch)
         parts = [torch.zeros(len(self.names), dtype=torch.int64)]
-        found = self._differences(batch.data)
-        parts.extend(whole_steps(d, self.options.clip).sum(0).cpu() for d in found)
+        with _unchanged(self._model):
+            found = self._differences(batch.data)
+            parts.extend(whole_steps(d, self.options.clip).sum(0).cpu() for d in found)
         return clipped_impacts(torch.stack(parts).sum(0), self.options.clip, batch.ticket)
 
     def _differences(self, data: Any) -> Iterator[Float64[Tensor, "rows layers"]]:
@@ -204,8 +215,8 @@ class Probe:
         batch = as_batch(data)
         if not batch.rows:
             return
-        seed = self._rounding.seed()
-        with torch.no_grad(), _evaluating(self._model), secret_generators(batch.device, seed):
+        model, seed = self._model, self._rounding.seed()
+        with torch.no_grad(), _evaluating(model), secret_generators(batch.device, seed):
             rows = min(self.options.rows, batch.rows)
             for start in range(0, batch.rows, rows):
                 chunk = batch.chunk(start, start + rows, rows)
@@ -216,7 +227,7 @@ class Probe:
                 yield (torch.stack(quantised, 1) - plain[:, None])[: chunk.real]
 
     def _losses(self, chunk: Chunk, *, names: tuple[str, ...]) -> Float64[Tensor, " rows"]:
-        with self.loss.choosing(names):
+        with self.loss.choosing(names), as_it_trains(self._model):
             losses = losses_of(self._model, self.loss, chunk.data)
         return by_rows(losses, chunk.rows).double()
 
@@ -275,8 +286,44 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Refuse a model that keeps something of a sample: the step's check sees no evaluation mode.
+
+    Raises:
+        ModelError: Names buffers or parameters that were written to.
+    """
+    named = [*model.named_buffers(), *model.named_parameters()]
+    before = [version_of(tensor) for _, tensor in named]
+    yield
+    now = dict(model.named_buffers())
+    changed = [
+        name
+        for (name, tensor), version in zip(named, before, strict=True)
+        if version_of(tensor) != version or _replaced(tensor, now.get(name, tensor))
+    ]
+    if changed:
+        raise ModelError(
+            expected="no buffers or parameters that records update",
+            got=f"a forward pass in evaluation mode that changes {', '.join(changed[:3])}",
+            fix="update them outside of forward, from released or public values",
+        )
+
+
+def _replaced(tensor: Tensor, now: Tensor) -> bool:
+    """Return whether a buffer is another one of its size: a table of constants may have grown."""
+    return now is not tensor and now.shape == tensor.shape
+
+
 def _check_plan(account: Account, options: ProbeOptions) -> None:
     check_relation(account.plan.relation)
+    expected = account.plan.expected_batch_size
+    if expected > _MOST:
+        raise ConfigError(
+            expected=f"samples of {_MOST} records at most, whose sum 64 bits hold",
+            got=f"{expected:g} expected",
+            fix="plan with a smaller batch, or use schedule random, which makes no probe",
+        )
     if account.plan.l2_clip != options.clip:
         raise ConfigError(
             expected=f"a plan of probes clipped at {options.clip:g}",

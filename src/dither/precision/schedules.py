@@ -39,6 +39,12 @@ class Candidates:
     def __post_init__(self) -> None:
         fit = len(self.names) == len(self.costs) == len(set(self.names)) > 0
         priced = all(0.0 <= cost < math.inf for cost in self.costs) and any(self.costs)
+        if fit and not any(self.costs):
+            raise ConfigError(
+                expected="a layer whose forward pass multiplies, to take a share of the compute",
+                got=f"{len(self.names)} layers that are looked up only, or never run",
+                fix="count layers instead: by='layers' (--quantized-by layers)",
+            )
         if not (fit and priced):
             raise ConfigError(
                 expected="at least one layer with a cost, each with a name of its own",
