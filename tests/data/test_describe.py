@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,10 @@ def test_open_constants_are_asked_for_and_nothing_is_built_without_them(tmp_path
     ("old", "new", "says"),
     [
         ('name = "visits"', "nam = 1", "a field name"),
+        ('name = "visits"', 'name = "../visits"', "a short name"),
+        ("impute = 50", "impute = 500", "impute value in [0, 110]"),
+        ("bounds = [0, 110]", "bounds = [0, inf]", "both finite"),
+        ('codes = ["A", "B"]', 'codes = ["", "B"]', "an empty field"),
         ("form 12", "form 12\nx", "TOML"),
         ('key = { WHO = "text"', 'key = { WHO = "words"', "text or integer"),
         ("rows_per_person = 4", "", "rows_per_person"),
@@ -142,6 +147,10 @@ def test_mistakes_name_their_place(tmp_path: Path, old: str, new: str, says: str
         ('release = "mean"', 'release = "mode"', "median"),
         ('other = "rare"', 'blank = "none"', "too rare"),
         ("delta = 1e-7", "delta = 2", "delta in (0, 1)"),
+        ("release = true, epsilon = 0.5", "release = false, epsilon = 0.5", "release = true"),
+        ("release = true, epsilon = 0.1", "release = false, epsilon = 0.1", "release = true"),
+        ("[0, 50, 100]", "[50]", "at least two candidates"),
+        ("[0, 50, 100]", "[0, inf]", "finite candidates"),
         ('kind = "histogram"', 'kind = "mean"', "a field bounds"),
         ('column = "WARD", codes', 'column = "AGE", codes', "numbers or codes"),
         (
@@ -202,3 +211,27 @@ def test_a_draft_needs_only_question_marks_filled_in(
     filled = filled.replace('"AGE" = { codes = ["?"] }', '"AGE" = { bounds = [0, 110] }')
     filled = filled.replace('"WHO" = { codes = ["?"] } # or bounds = [0, 1]\n', "")
     assert described(tmp_path, filled).task({}).label == OneOf("BACK", ("1",))
+
+
+def test_what_is_imputed_stays_within_released_bounds(tmp_path: Path) -> None:
+    text = OPEN.replace("candidates = [0, 50, 100] }", "candidates = [0, 50, 100] }, impute = 90")
+    values = {
+        "bounds of AGE": [0, 50],
+        "imputation of COST": 3.5,
+        "imputation of STAY": 512.0,
+        "vocabulary of WARD": ["B"],
+        "class weights": [0.5, 2.0],
+    }
+    age, _, stay, _ = described(tmp_path, text).task(values).schema.features
+    assert [age.impute, stay.impute] == [50.0, 400.0]
+
+
+def test_a_draft_quotes_what_a_header_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / 'my "cards".csv'
+    table.write_text('"A ""B""\\",AGE,BACK\nsecret,70,0\n')
+    assert main(["data", "describe", "--data", str(table)]) == 0
+    found = tomllib.loads(capsys.readouterr().out)
+    assert found["key"] == ['A "B"\\']
+    assert found["name"] == 'my "cards"'

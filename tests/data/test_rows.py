@@ -52,5 +52,5 @@ def test_a_broken_row_is_named_by_line_and_not_quoted(tmp_path: Path) -> None:
 def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
     path = write_csv(hostile_rows(20, seed=4), tmp_path / "t.csv")
     path.write_bytes(path.read_bytes() + b"\xff\xfe,1\n")
-    with pytest.raises(DataError, match="rows of text"):
+    with pytest.raises(DataError, match="text in UTF-8"):
         build_with_counts(path, TASK, tmp_path / "store", engine="rows")

@@ -146,6 +146,47 @@ def test_a_rare_code_is_never_released_and_frequent_ones_are() -> None:
     assert {found.run(counts) for _ in range(200)} == {("common", "also")}
 
 
+def test_a_mean_looks_at_all_rows_of_a_long_table() -> None:
+    # OpenDP's own sum of floats looks at 2^20 rows at most, whatever their number.
+    mean = prepare(Mean("X", 0.0, 10.0, 1.0), 4)
+    assert mean.run(np.full(3_000_000, 7.0)) == pytest.approx(7.0, abs=0.001)
+    assert mean.run(np.array([np.inf] * 10_000)) == pytest.approx(10.0, abs=0.2)
+    assert 0.0 <= mean.run(np.array([])) <= 10.0
+
+
+def test_a_tiny_epsilon_is_an_answer_and_no_crash() -> None:
+    for statistic in (Mean("X", 0.0, 1.0, 1e-9), Histogram("X", 1e-9, codes=("a",))):
+        assert prepare(statistic, 8).epsilon == pytest.approx(1e-9)
+
+
+def test_a_text_with_a_nul_takes_no_count_away_from_another() -> None:
+    found = prepare(Vocabulary("X", 1.0, 1e-6), 4)
+    counts = {"a": 5000, "a\0b": 1, "b": 5000, "b\0": 2}
+    assert all(set(found.run(counts)) == {"a", "b"} for _ in range(20))
+
+
+def test_mistaken_bounds_of_statistics_are_refused() -> None:
+    with pytest.raises(ConfigError, match="lower < upper"):
+        Mean("X", 0.0, math.inf, 1.0)
+    with pytest.raises(ConfigError, match="finite candidates"):
+        Quantiles("X", (0.5,), 1.0, (0.0, math.inf))
+
+
+def test_releases_for_one_kind_of_person_do_not_serve_another(about: Path, table: Path) -> None:
+    release_statistics(about, table)
+    about.write_text(ABOUT.format(k=K).replace('person = "WHO"', 'person = "WARD"'))
+    with pytest.raises(ConfigError, match="another unit"):
+        find_task(str(about))
+
+
+def test_a_vocabulary_of_which_nothing_is_frequent_says_so(about: Path, table: Path) -> None:
+    text = ABOUT.format(k=K).replace("epsilon = 2, delta = 1e-5", "epsilon = 0.001, delta = 1e-9")
+    about.write_text(text)
+    release_statistics(about, table)
+    with pytest.raises(ConfigError, match="none above the threshold"):
+        find_task(str(about))
+
+
 def test_constants_are_released_charged_and_used(about: Path, table: Path) -> None:
     statement = release_statistics(about, table)
     found = values(statement)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dither.data.counts import StageCounts
 from dither.data.engines import Staged
-from dither.data.schema import Task
+from dither.data.limits import DIGITS
+from dither.data.schema import Schema, Task
 from dither.errors import DataError
 
 _CODES_SHOWN = 5
@@ -36,7 +37,7 @@ def check(counts: StageCounts, staged: Staged, task: Task, origins: str, *, stri
             fix="build one store for each year",
         )
     if strict:
-        _check_rows(counts, staged)
+        _check_rows(counts, staged, task)
     if counts.kept == 0:
         raise DataError(
             expected=f"records in the scope of task {task.name}",
@@ -51,11 +52,13 @@ def check(counts: StageCounts, staged: Staged, task: Task, origins: str, *, stri
         )
 
 
-def _check_rows(counts: StageCounts, staged: Staged) -> None:
+def _check_rows(counts: StageCounts, staged: Staged, task: Task) -> None:
     drop = 'mend them, or leave such rows out with on_invalid="drop" (--on-invalid drop)'
     if counts.keyless:
         raise DataError(
-            expected="a complete key in every row", got=f"{counts.keyless} rows without", fix=drop
+            expected=f"a complete key in every row ({_key_words(task.schema)})",
+            got=f"{counts.keyless} rows without",
+            fix=drop,
         )
     for column, rows in counts.unknown.items():
         if rows:
@@ -63,7 +66,7 @@ def _check_rows(counts: StageCounts, staged: Staged) -> None:
             codes = ", ".join(repr(code[:20]) for code, _ in found[:_CODES_SHOWN])
             more = f" and {len(found) - _CODES_SHOWN} more" if len(found) > _CODES_SHOWN else ""
             raise DataError(
-                expected=f"codes or numbers of column {column} as in the published dictionary",
+                expected=f"codes or numbers of column {column} as its schema has them",
                 got=f"{codes}{more} in {rows} rows",
                 fix=drop,
             )
@@ -72,5 +75,13 @@ def _check_rows(counts: StageCounts, staged: Staged) -> None:
             raise DataError(
                 expected=f"a value of column {column} in every row",
                 got=f"none in {rows} rows",
-                fix=drop,
+                fix=f"declare what stands for it (impute, or blank for codes), {drop}",
             )
+
+
+def _key_words(schema: Schema) -> str:
+    order = [*([] if schema.person is None else [schema.person]), *schema.key]
+    kinds = {"text": "a text", "integer": f"a whole number of at most {DIGITS} digits"}
+    return ", ".join(
+        f"{name}: {kinds[kind]}" for name, kind in {p.name: p.kind for p in order}.items()
+    )

@@ -24,7 +24,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dither.data.fields import Fields
 from dither.data.mechanisms import Histogram, Mean, Quantiles, Statistic, Vocabulary
@@ -42,11 +42,11 @@ from dither.data.schema import (
 )
 from dither.errors import ConfigError
 
-Values = Mapping[str, Any]
-"""Released values by the name of their constant."""
-
 LABEL = "(label)"
 """Stands for the label in a statistic: codes 0 and 1."""
+
+Values = Mapping[str, Any]
+"""Released values by the name of their constant."""
 _PLACE = "?"
 
 
@@ -89,12 +89,19 @@ class ColumnText:
         for constant, field in (("bounds", "bounds"), ("vocabulary", "codes")):
             if f"{constant} of {self.name}" in released:
                 found[field] = released[f"{constant} of {self.name}"]
-        if f"imputation of {self.name}" in released:
-            found["impute"] = released[f"imputation of {self.name}"]
         if not self.numeric:
-            return Categorical(self.name, tuple(found.pop("codes")), **found)
+            codes = tuple(found.pop("codes")) or self._none_released()
+            return Categorical(self.name, codes, **found)
         lower, upper = found.pop("bounds")
-        return Numeric(self.name, lower, upper, **found)
+        impute = released.get(f"imputation of {self.name}", found.get("impute"))
+        if impute is not None and self.requests:  # one of the two may lie beyond the other
+            impute = min(max(impute, lower), upper)
+        return Numeric(self.name, lower, upper, **{**found, "impute": impute})
+
+    def _none_released(self) -> NoReturn:
+        fix = "take the column out, or release all again with a larger epsilon or delta"
+        what = f"codes of {self.name} that enough rows have"
+        raise ConfigError(expected=what, got="none above the threshold of their release", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -212,7 +219,7 @@ class _Reader:
 
     def read(self) -> Description:
         top = self._top
-        name, source = top.text("name"), top.text("source")
+        name, source = top.short_name("name"), top.text("source")
         key = self._key()
         person_name = top.text("person", None)
         rows = top.whole("rows_per_person", *([None] if person_name is None else []))
@@ -259,7 +266,7 @@ class _Reader:
         given = self._top.any("class_weights", [1.0, 1.0])
         if isinstance(given, dict):
             fields = self._top.inner("class_weights")
-            fields.flag("release")
+            fields.yes("release")
             counted = Histogram(LABEL, fields.number("epsilon"), codes=("0", "1"))
             self._requests.append(Request("class weights", counted))
             fields.done()
@@ -275,7 +282,7 @@ class _Reader:
         if numeric == fields.has("codes"):
             fields.refuse("bounds", "either bounds, of a number, or codes, of a vocabulary")
         before = len(self._requests)
-        known = self._numeric(name, fields) if numeric else self._categorical(name, fields)
+        known = (self._numeric if numeric else self._categorical)(name, fields)
         known["aliases"] = fields.texts("aliases", ())
         feature = fields.flag("feature", default=name not in hidden)
         if feature and name in hidden:
@@ -292,6 +299,8 @@ class _Reader:
             if len(levels) != 2 or not levels[0] < levels[1]:
                 ask.refuse("release", "two quantile levels, such as [0.01, 0.99]")
             asked = Quantiles(name, levels, ask.number("epsilon"), ask.numbers("candidates", ()))
+            if len(asked.candidates) == 1:
+                ask.refuse("candidates", "at least two candidates")
             self._requests.append(Request(f"bounds of {name}", asked))
             ask.done()
         else:
@@ -324,7 +333,7 @@ class _Reader:
         }
         if isinstance(fields.any("codes"), dict):
             ask = fields.inner("codes")
-            ask.flag("release")
+            ask.yes("release")
             asked = Vocabulary(name, ask.number("epsilon"), ask.number("delta"))
             self._requests.append(Request(f"vocabulary of {name}", asked))
             ask.done()

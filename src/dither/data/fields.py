@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 from dither.errors import ConfigError
 
 _REQUIRED: Final = object()
+_NAME = re.compile(r"\w[\w .-]*")
 
 
 class Fields:
@@ -96,6 +98,18 @@ class Fields:
         if not isinstance(value, bool):
             self.refuse(name, "true or false")
         return value
+
+    def short_name(self, name: str) -> str:
+        """Return a text that can name a folder."""
+        value = self.text(name)
+        if not _NAME.fullmatch(value):
+            self.refuse(name, "a short name of letters, digits, blanks, . - and _")
+        return str(value)
+
+    def yes(self, name: str) -> None:
+        """Ask for a field that can only be true."""
+        if self.any(name) is not True:
+            self.refuse(name, f"{name} = true, or a public constant instead of this table,")
 
     def inner(self, name: str) -> Fields:
         """Return a table inside this one."""

@@ -13,8 +13,8 @@ statistic    mechanism                                                   cost
 `Vocabulary` Laplace noise on counts; those below a threshold vanish     (ε, δ)
 ===========  ==========================================================  =========================
 
-OpenDP draws its noise exactly, on integers (Canonne, Kamath and Steinke 2004.00010), so there is no
-floating-point side channel; its maps pay for the rounding of floating-point sums.
+OpenDP draws its noise exactly, on integers (Canonne, Kamath and Steinke 2004.00010), and what is
+summed are integers too, each row rounded by itself: there is no floating-point side channel.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Float64
 
+from dither.data.limits import LARGEST
 from dither.errors import ConfigError
 
 _MOST_ROWS = 1 << 42
+_STEPS = 1 << 30  # of half a range: 2^33 rows of them fit 64 bits
 
 # What a statistic looks at: the numbers of a column, or how often each text occurs in it.
 Column: TypeAlias = Float64[np.ndarray, " rows"] | Mapping[str, int]
@@ -52,7 +54,7 @@ class Mean:
     epsilon: float
 
     def __post_init__(self) -> None:
-        if not self.lower < self.upper:
+        if not -LARGEST <= self.lower < self.upper <= LARGEST:
             raise _wrong(self, "lower < upper", f"[{self.lower:g}, {self.upper:g}]")
         _check_epsilon(self)
 
@@ -79,8 +81,9 @@ class Quantiles:
             raise _wrong(self, "quantile levels in [0, 1]", repr(self.levels))
         if not self.candidates:
             object.__setattr__(self, "candidates", default_candidates())
-        if any(low >= high for low, high in itertools.pairwise(self.candidates)):
-            raise _wrong(self, "ascending candidates", "others")
+        rises = all(low < high for low, high in itertools.pairwise(self.candidates))
+        if not rises or not all(abs(candidate) <= LARGEST for candidate in self.candidates):
+            raise _wrong(self, "ascending, finite candidates", "others")
         _check_epsilon(self)
 
 
@@ -196,38 +199,44 @@ def _laplace_accuracy(scale: float) -> float:
     return scale * math.log(1.0 / 0.05)
 
 
-def _fitting(dp: Any, make: Callable[[float], Any], d_in: int, epsilon: float) -> Any:
+def _fitting(dp: Any, make: Callable[[float], Any], d_in: int, epsilon: float) -> tuple[Any, float]:
     """Return the mechanism of the least noise whose map gives ε, and its scale."""
-    scale = dp.binary_search_param(make, d_in=d_in, d_out=epsilon, T=float)
+    around = d_in / epsilon  # of all of them, but for rounding; a wider search fails for a tiny ε
+    bounds = (around / 4.0, around * 4.0)
+    scale = dp.binary_search_param(make, d_in=d_in, d_out=epsilon, bounds=bounds, T=float)
     return make(scale), scale
 
 
 def _mean(dp: Any, wanted: Mean, d_in: int) -> Prepared:
-    bounds = (wanted.lower, wanted.upper)
-
-    def summed(scale: float) -> Any:
-        clamped = _numbers(dp) >> dp.t.then_clamp(bounds) >> dp.t.then_sum()
-        return clamped >> dp.m.then_laplace(scale=scale)
-
-    def counted(scale: float) -> Any:
-        return _numbers(dp) >> dp.t.then_count() >> dp.m.then_laplace(scale=scale)
-
-    total, sum_scale = _fitting(dp, summed, d_in, wanted.epsilon / 2)
-    rows, count_scale = _fitting(dp, counted, d_in, wanted.epsilon / 2)
+    half = (wanted.upper - wanted.lower) / 2.0
+    middle = wanted.lower + half
+    # Whole steps from the middle, at most _STEPS of them a row: OpenDP's own sum of floats looks at
+    # 2^20 rows at most.
+    total, sum_scale = _counting(dp, wanted.epsilon / 2, d_in * _STEPS)
+    rows, count_scale = _counting(dp, wanted.epsilon / 2, d_in)
 
     def run(column: Column) -> float:
-        values = _as_numbers(column, wanted)
-        noisy = float(total(values)) / max(1.0, float(rows(values)))
-        return float(min(max(noisy, wanted.lower), wanted.upper))
+        values = np.clip(_as_numbers(column, wanted), wanted.lower, wanted.upper)
+        steps = np.rint((values - middle) / half * _STEPS).clip(-_STEPS, _STEPS).astype(np.int64)
+        noisy = total(np.array([steps.sum()]))[0] / _STEPS * half
+        found = middle + noisy / max(1, rows(np.array([len(values)]))[0])
+        return float(min(max(found, wanted.lower), wanted.upper))
 
     return Prepared(
-        epsilon=float(total.map(d_in)) + float(rows.map(d_in)),
+        epsilon=float(total.map(d_in * _STEPS)) + float(rows.map(d_in)),
         delta=0.0,
-        words=f"OpenDP: sum clamped to [{wanted.lower:g}, {wanted.upper:g}] and count, Laplace "
-        f"noise of scale {sum_scale:.6g} and {count_scale:.6g}",
-        accuracy=_laplace_accuracy(sum_scale),
+        words=f"OpenDP: sum of distances from the middle of [{wanted.lower:g}, {wanted.upper:g}], "
+        f"clamped, in steps of 2^-{_STEPS.bit_length() - 1} of it, and count, Laplace noise of "
+        f"scale {sum_scale / _STEPS * half:.6g} and {count_scale:.6g}",
+        accuracy=_laplace_accuracy(sum_scale / _STEPS * half),
         run=run,
     )
+
+
+def _counting(dp: Any, epsilon: float, d_in: int) -> tuple[Any, float]:
+    """Return Laplace noise on whole numbers that a unit moves by d_in in L1, and its scale."""
+    space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l1_distance(T="i64")
+    return _fitting(dp, lambda s: space >> dp.m.then_laplace(scale=s), d_in, epsilon)
 
 
 def _quantiles(dp: Any, wanted: Quantiles, d_in: int) -> Prepared:
@@ -260,9 +269,8 @@ def _quantiles(dp: Any, wanted: Quantiles, d_in: int) -> Prepared:
 
 
 def _histogram(dp: Any, wanted: Histogram, d_in: int) -> Prepared:
-    space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l1_distance(T="i64")
     # A row is counted once, so d_in rows move the counts by d_in in L1.
-    noisy, scale = _fitting(dp, lambda s: space >> dp.m.then_laplace(scale=s), d_in, wanted.epsilon)
+    noisy, scale = _counting(dp, wanted.epsilon, d_in)
 
     def run(column: Column) -> tuple[int, ...]:
         if wanted.edges:
@@ -303,8 +311,10 @@ def _vocabulary(dp: Any, wanted: Vocabulary, d_in: int) -> Prepared:
     epsilon, delta = mechanism.map(distance)
 
     def run(column: Column) -> tuple[str, ...]:
-        counts = {str(text): int(n) for text, n in _as_counts(column, wanted).items()}
-        kept = mechanism(counts)
+        # OpenDP takes texts as C does, to the first NUL: two that differ behind it would be one,
+        # and the rows of one unit could take away the whole count of another text.
+        found = _as_counts(column, wanted).items()
+        kept = mechanism({text: int(n) for text, n in found if "\0" not in text})
         return tuple(sorted(kept, key=lambda code: (-kept[code], code)))
 
     return Prepared(

@@ -15,6 +15,7 @@ import functools
 import operator
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -43,6 +44,8 @@ UNKNOWN, MISSING = -1, -2
 # \A and \z mean the same to RE2 and Java; $ would also pass a line end.
 _POSITION = "int16"
 _LONGEST = (1 << 15) - 1
+_FLAT = 64  # branches that are tried one after another, and
+_LEAF = 64  # codes that are looked up in one map
 _FINITE = sys.float_info.max  # "1e400" is no number, whatever an engine reads it as
 _WHOLE = r"\A[0-9]{1,9}(\.0+)?\z"
 _NUMBER = r"\A[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?\z"
@@ -178,19 +181,50 @@ def _position(
     """Position of a code, or what is wrong with the text; 0 where ``when`` does not hold."""
     text, value = table[f"r_{column.name}"], table[f"n_{column.name}"]
     unused = [] if when is None else [(~when, ibis.literal(0))]
+    blank = (text.isnull(), missing)
+    otherwise = UNKNOWN if isinstance(column, Numeric) or column.other is None else 0
+    if isinstance(column, Categorical) and _is_long(column):
+        found = ibis.cases(*unused, blank, else_=_lookup(value, _pairs(column), otherwise))
+    else:
+        found = ibis.cases(*unused, *_known(value, column), blank, else_=otherwise)
+    return found.cast(_POSITION)
+
+
+def _known(value: ir.Value, column: Column) -> list[tuple[ir.BooleanValue, ir.Value]]:
+    """Stretches of good values, with their positions."""
     if isinstance(column, Numeric):
         lower, upper = (-_FINITE, _FINITE) if column.clip else (column.lower, column.upper)
-        known = [(value.between(lower, upper), ibis.literal(0))]
-    elif column.numbered:
-        known = [
+        return [(value.between(lower, upper), ibis.literal(0))]
+    if column.numbered:
+        return [
             (value.between(first, first + length - 1), value - (first - start))
             for first, length, start in _runs(column)
         ]
-    else:
-        known = [(value == code, ibis.literal(i)) for i, code in enumerate(column.codes, 1)]
-    otherwise = UNKNOWN if isinstance(column, Numeric) or column.other is None else 0
-    found = ibis.cases(*unused, *known, (text.isnull(), missing), else_=otherwise)
-    return found.cast(_POSITION)
+    return [(value == code, ibis.literal(i)) for i, code in enumerate(column.codes, 1)]
+
+
+def _is_long(column: Categorical) -> bool:
+    return (len(_runs(column)) if column.numbered else column.width) > _FLAT
+
+
+def _pairs(column: Categorical) -> list[tuple[Any, int]]:
+    """Codes in ascending order, with their positions."""
+    codes = map(int, column.codes) if column.numbered else column.codes
+    return sorted((code, position) for position, code in enumerate(codes, 1))
+
+
+def _lookup(value: ir.Value, pairs: Sequence[tuple[Any, int]], otherwise: int) -> ir.Value:
+    """Halve a long vocabulary, or each row would be held against each code.
+
+    Engines order texts by their bytes in UTF-8, and Python by code points: the same order.
+    """
+    if len(pairs) > _LEAF:
+        half = len(pairs) // 2
+        low, high = (_lookup(value, part, otherwise) for part in (pairs[:half], pairs[half:]))
+        return ibis.ifelse(value < pairs[half][0], low, high)
+    kind = "string" if isinstance(pairs[0][0], str) else "int32"
+    table = ibis.literal(dict(pairs), type=f"map<{kind}, {_POSITION}>")
+    return table.get(value, ibis.literal(otherwise, _POSITION))
 
 
 def _runs(column: Categorical) -> list[tuple[int, int, int]]:

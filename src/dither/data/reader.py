@@ -24,6 +24,8 @@ from dither.data.schema import Categorical, Schema
 from dither.errors import ConfigError, DataError
 
 _COPY_BYTES = 1 << 20
+_SUFFIXES = (".zip", ".csv", ".parquet")
+_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def source_files(sources: str | Path | Iterable[str | Path]) -> tuple[Path, ...]
     files: list[Path] = []
     for path in map(Path, named):
         if path.is_dir():
-            files += sorted(p for p in path.iterdir() if p.suffix in {".zip", ".csv", ".parquet"})
+            files += sorted(p for p in path.iterdir() if _is_table(p.name, *_SUFFIXES))
         elif path.is_file():
             files.append(path)
         else:
@@ -141,12 +143,25 @@ def resolve_columns(table: TextTable, schema: Schema) -> dict[str, str]:
     }
     missing = [" or ".join(names[name]) for name, actual in found.items() if actual is None]
     if missing:
+        alike = {name.strip().casefold() for name in table.columns}
+        near = [
+            n for n, actual in found.items() if actual is None and n.strip().casefold() in alike
+        ]
+        others = len(table.columns)
         raise DataError(
             expected=f"columns {', '.join(missing)} in {table.origin}",
-            got=f"a table without them ({len(table.columns)} other columns)",
-            fix="give person records in the layout of the schema's dictionary",
+            got="names that differ in case or by blanks: " + ", ".join(near)
+            if near
+            else f"a table without them ({others} other columns)",
+            fix="give a table in the layout that the schema describes, or name it there as it is",
         )
     return {name: actual for name, actual in found.items() if actual is not None}
+
+
+def _is_table(name: str, *suffixes: str) -> bool:
+    """Whether a file's name says so; what systems put beside files ("._rows.csv") is none."""
+    bare = name.rsplit("/", 1)[-1]
+    return bare.lower().endswith(suffixes) and not bare.startswith(".")
 
 
 def _kind(path: Path) -> str:
@@ -167,7 +182,7 @@ def _kind(path: Path) -> str:
 def _zip_tables(path: Path, schema: Schema, folder: Path) -> list[TextTable]:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if m.filename.lower().endswith(".csv")]
+            members = [m for m in archive.infolist() if _is_table(m.filename, ".csv")]
             if not members:
                 raise DataError(
                     expected=f"a CSV file inside {path.name}",
@@ -210,8 +225,8 @@ def _csv_columns(path: Path, origin: str) -> tuple[str, ...]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             expected=f"a CSV header in UTF-8 at {origin}",
-            got="bytes that are not text",
-            fix="check that the file is CSV",
+            got="bytes that are not text, or a carriage return alone as a line end",
+            fix="save the table as CSV in UTF-8 with one kind of line end",
         ) from error
     if not columns:
         raise DataError(
@@ -219,7 +234,19 @@ def _csv_columns(path: Path, origin: str) -> tuple[str, ...]:
             got="an empty line",
             fix="write the column names on the first line",
         )
+    _check_separators(columns, origin)
     return _distinct(columns, origin)
+
+
+def _check_separators(columns: tuple[str, ...], origin: str) -> None:
+    """Refuse what spreadsheets write where a comma is the decimal point."""
+    others = [words for mark, words in _OTHER_SEPARATORS.items() if mark in columns[0]]
+    if len(columns) == 1 and others:
+        raise DataError(
+            expected=f"a header with commas between the names in {origin}",
+            got=f"one with {others[0]}",
+            fix="write the table with commas, and numbers with a decimal point",
+        )
 
 
 def _distinct(columns: tuple[str, ...], origin: str) -> tuple[str, ...]:

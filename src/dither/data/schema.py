@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from dither.data.limits import LARGEST, are_numbers
 from dither.data.schema_json import decode, encode
 from dither.errors import ConfigError
 
@@ -19,9 +20,9 @@ from dither.errors import ConfigError
 class Categorical:
     """A column that holds one code of a published vocabulary.
 
-    When every code is a number, codes compare as integers written as text: ``1``, ``01`` and
-    ``1.0`` are one code. Otherwise they compare as exact text. The stored value is 0 for a blank
-    and the code's position, counted from 1, for all others.
+    When every code is a number of at most nine digits, codes compare as integers written as text:
+    ``1``, ``01`` and ``1.0`` are one code. Otherwise they compare as exact text. The stored value
+    is 0 for a blank and the code's position, counted from 1, for all others.
 
     Args:
         name: Column name; also the name in errors and reports.
@@ -50,6 +51,12 @@ class Categorical:
                 got="none" if not codes else "the same code twice",
                 fix="list each code of the published vocabulary once",
             )
+        if "" in codes:
+            raise ConfigError(
+                expected=f"codes of column {self.name} that are not empty",
+                got='""',
+                fix='say what an empty field means with blank = "...", or replace it with impute',
+            )
         if self.impute is not None and self.canonical(self.impute) not in codes:
             raise ConfigError(
                 expected=f"an impute code out of the vocabulary of {self.name}",
@@ -65,11 +72,11 @@ class Categorical:
     @cached_property
     def numbered(self) -> bool:
         """Whether all codes are whole numbers, so that leading zeros do not matter."""
-        return all(code.isascii() and code.isdigit() for code in self.codes)
+        return are_numbers(self.codes)
 
     def canonical(self, code: str) -> str:
         """The spelling under which two codes are compared."""
-        return str(int(code)) if self.numbered else code
+        return str(int(code)) if self.numbered and are_numbers((code,)) else code
 
     def position(self, code: str) -> int:
         """The stored value of a code: its position in the vocabulary, counted from 1.
@@ -77,8 +84,7 @@ class Categorical:
         Raises:
             ConfigError: The vocabulary lacks the code.
         """
-        whole = self.numbered and code.isascii() and code.isdigit()
-        position = self._positions.get(str(int(code)) if whole else code)
+        position = self._positions.get(self.canonical(code))
         if position is None:
             raise ConfigError(
                 expected=f"a code of column {self.name}",
@@ -125,11 +131,17 @@ class Numeric:
                 got=repr(self.scale),
                 fix="name one of them",
             )
-        if not self.lower < self.upper:
+        if not -LARGEST <= self.lower < self.upper <= LARGEST:
             raise ConfigError(
-                expected=f"lower < upper for column {self.name}",
+                expected=f"lower < upper, both finite, for column {self.name}",
                 got=f"[{self.lower}, {self.upper}]",
                 fix="give the bounds of the published dictionary",
+            )
+        if self.impute is not None and not self.lower <= self.impute <= self.upper:
+            raise ConfigError(
+                expected=f"an impute value in [{self.lower:g}, {self.upper:g}] for {self.name}",
+                got=f"{self.impute:g}",
+                fix="name one within the column's bounds",
             )
 
     @property

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dither.data.describe import LABEL, Description, Request, read_description
+from dither.data.limits import are_numbers
 from dither.data.mechanisms import Column, Prepared, Quantiles, Vocabulary, prepare
 from dither.data.persons import bounded
 from dither.data.reader import open_tables, source_files
@@ -73,6 +74,7 @@ class Statement:
         description: Its name.
         unit: Unit of privacy.
         rows_per_unit: k, rows of one unit that were looked at.
+        person: The column that says whose a row is, and how it compares; None without.
         relation: Neighbouring relation.
         ledger: Where it was charged.
         account: Id of that ledger.
@@ -82,6 +84,7 @@ class Statement:
     description: str
     unit: str
     rows_per_unit: int
+    person: str | None
     relation: str
     ledger: str
     account: str
@@ -169,6 +172,7 @@ def release_statistics(
         description=about.name,
         unit=task.schema.unit,
         rows_per_unit=rows,
+        person=_person(task),
         relation=relation,
         ledger=str(book.path),
         account=book.header.id,
@@ -273,15 +277,20 @@ def _check_free(description: Description) -> Path:
 
 def _check_same(description: Description, statement: Statement) -> None:
     asked = {c.name: c.asked for c in statement.constants}
-    schema = description.skeleton().schema
-    unit = (schema.unit, schema.rows_per_person)
+    task = description.skeleton()
+    unit = (task.schema.unit, task.schema.rows_per_person, _person(task))
     changed = [r.name for r in description.requests if r.wanted and asked.get(r.name) != _digest(r)]
-    if changed or unit != (statement.unit, statement.rows_per_unit):
+    if changed or unit != (statement.unit, statement.rows_per_unit, statement.person):
         raise ConfigError(
             expected=f"releases as {description.path.name} asks for them",
             got=f"others: {', '.join(changed) or 'of another unit or bound on its rows'}",
             fix="undo the change, or remove the file of releases and release again",
         )
+
+
+def _person(task: Task) -> str | None:
+    person = task.schema.person
+    return None if person is None else f"{person.name} ({person.kind})"
 
 
 def _digest(request: Request) -> str:
@@ -318,8 +327,10 @@ def _constant(request: Request, value: Any) -> Any:
     statistic = request.statistic
     if request.name.startswith("bounds") and isinstance(statistic, Quantiles):
         lower, upper = value
+        if upper > lower:
+            return [lower, upper]
         above = [c for c in statistic.candidates if c > lower]
-        return [lower, upper if upper > lower else above[0] if above else lower + 1.0]
+        return [lower, above[0]] if above else [statistic.candidates[-2], lower]
     if request.name.startswith("imputation") and isinstance(value, tuple):
         return value[0]
     if request.name == "class weights":
@@ -327,8 +338,8 @@ def _constant(request: Request, value: Any) -> Any:
         return [sum(counts) / (2.0 * count) for count in counts]
     if isinstance(statistic, Vocabulary):
         seen: dict[str, str] = {}
-        for code in value:  # 1, 01 and 1.0 are one code where all are numbers
-            plain = all(other.isascii() and other.isdigit() for other in value)
+        plain = are_numbers(value)  # 1 and 01 are one code where all are numbers
+        for code in value:
             seen.setdefault(str(int(code)) if plain else code, code)
         return list(seen.values())
     return list(value) if isinstance(value, tuple) else value

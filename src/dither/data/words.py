@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,24 @@ def draft(table: Path) -> str:
         DataError: The file is no CSV or Parquet table.
     """
     names = _header(table)
-    columns = "\n".join(f'"{name}" = {{ codes = ["?"] }} # or bounds = [0, 1]' for name in names)
+    first, last, title = map(_quoted, (names[0], names[-1], table.stem))
+    columns = "\n".join(f'{_quoted(n)} = {{ codes = ["?"] }} # or bounds = [0, 1]' for n in names)
     return f"""# A draft from the header of {table.name}: put public constants for every "?".
-name = "{table.stem}"
+name = {title}
 source = "where bounds and codes are published"
-key = ["{names[0]}"] # the columns that together name a row
+key = [{first}] # the columns that together name a row
 # person = "..." # whose a row is, if somebody may have several, and then
 # rows_per_person = 8 # how many of them are used at most
-label = {{ column = "{names[-1]}", codes = ["1"] }}
+label = {{ column = {last}, codes = ["1"] }}
 
 [columns]
 {columns}
 """
+
+
+def _quoted(name: str) -> str:
+    """A name as a TOML text."""
+    return json.dumps(name, ensure_ascii=False)
 
 
 def _header(table: Path) -> list[str]:

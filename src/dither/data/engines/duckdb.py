@@ -16,6 +16,7 @@ import pyarrow as pa
 from dither.data import pipeline
 from dither.data.counts import StageCounts
 from dither.data.engines.base import Engine, Staged
+from dither.data.engines.reading import broken_row, broken_text
 from dither.data.reader import TextTable
 from dither.data.schema import Task
 from dither.errors import DataError, DitherError, OutputError
@@ -155,7 +156,7 @@ def errors_explained(origins: str) -> Iterator[None]:
     except _PROGRAMMING_ERRORS:
         raise
     except duckdb.Error as error:
-        raise _explained(error, origins) from error
+        raise _explained(error, origins) from None  # the cause quotes the record
 
 
 def _explained(error: duckdb.Error, origins: str) -> DitherError:
@@ -169,13 +170,16 @@ def _explained(error: duckdb.Error, origins: str) -> DitherError:
             fix="free space or choose an output folder on a larger disk",
         )
     line = re.search(r"[Ll]ine:? (\d+)", text)
-    if "CSV" in text or line:
-        where = f"a broken row at line {line[1]}" if line else "a broken row"
+    if "invalid state" in text:
         return DataError(
             expected=f"rows with as many fields as the header in {origins}",
-            got=where,
-            fix="mend or remove that row, or fetch the file again",
+            got="a broken row: line ends of more than one kind, or one in the middle of a field",
+            fix="end all lines alike, and put fields that hold a line end into quotes",
         )
+    if "nvalid unicode" in text:
+        return broken_text(origins, int(line[1]) if line else None)
+    if "CSV" in text or line:
+        return broken_row(origins, int(line[1]) if line else None)
     return DataError(
         expected=f"readable records in {origins}",
         got=f"a file that breaks off or is corrupt ({type(error).__name__})",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dither.data.engines.reading import broken_row
+from dither.data.engines.reading import broken_text
 
 _BLOCK = 1 << 22
 _LINE_FEED, _RETURN, _QUOTE, _BLANK = 10, 13, 34, 32
@@ -47,7 +47,7 @@ def _decode(
     try:
         decoder.decode(block, final)
     except UnicodeDecodeError as error:
-        raise broken_row(origin) from error
+        raise broken_text(origin) from error
 
 
 def _scan(block: bytes, quotes: int, *, after_end: bool) -> tuple[bool, int, bool]:

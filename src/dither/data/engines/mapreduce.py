@@ -58,15 +58,19 @@ class Job:
         task: What to keep and how to label it.
         columns: Of the rows, in order.
         origin: The rows' source, as a user knows it.
+        header: Where a header is among the rows: the ``first`` one; ``none``; or ``any`` row that
+            equals it, for a mapper of Hadoop's does not know whether it reads a file's beginning.
     """
 
     task: Task
     columns: tuple[str, ...]
     origin: str
+    header: str = "any"
 
     def write(self, path: Path) -> Path:
         """Write the job file."""
-        value = {"task": self.task.to_json(), "columns": self.columns, "origin": self.origin}
+        facts = {"columns": self.columns, "origin": self.origin, "header": self.header}
+        value = {"task": self.task.to_json(), **facts}
         path.write_text(json.dumps(value), encoding="utf-8")
         return path
 
@@ -74,7 +78,8 @@ class Job:
     def read(cls, path: Path) -> Job:
         """Read a job file."""
         value = json.loads(path.read_text(encoding="utf-8"))
-        return cls(Task.from_json(value["task"]), tuple(value["columns"]), value["origin"])
+        columns = tuple(value["columns"])
+        return cls(Task.from_json(value["task"]), columns, value["origin"], value["header"])
 
     @property
     def order(self) -> tuple[KeyColumn, ...]:
@@ -88,7 +93,8 @@ def map_rows(job: Job, rows: Iterable[str], out: Sink, err: Sink) -> None:
 
     Args:
         job: The job.
-        rows: Lines of CSV, line ends kept; a header, where there is one, is skipped.
+        rows: Lines of CSV, line ends kept; a header, where the job says that there is one, is
+            skipped.
         out: Where records go.
         err: Where counters go.
 
@@ -97,8 +103,10 @@ def map_rows(job: Job, rows: Iterable[str], out: Sink, err: Sink) -> None:
     """
     table = TextTable(Path("-"), "csv", job.columns, job.origin)
     recoder = Recoder(job.task)
-    header = list(job.columns)
-    texts = (row for row in csv_rows(rows, table, header=False) if row != header)
+    texts = csv_rows(rows, table, header=job.header == "first")
+    if job.header == "any":
+        columns = list(job.columns)
+        texts = (row for row in texts if row != columns)
     for record in recoder.records(table, texts):
         out.write(encode(record, job))
     for name, number in _tallies(recoder, job.task).items():

@@ -54,7 +54,9 @@ def csv_rows(
                 yield row
             elif row:
                 raise broken_row(table.origin, reader.line_num)
-    except (csv.Error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise broken_text(table.origin) from error  # decoding runs ahead of the lines
+    except csv.Error as error:
         raise broken_row(table.origin, reader.line_num) from error
 
 
@@ -64,6 +66,15 @@ def broken_row(origin: str, line: int | None = None) -> DataError:
         expected=f"rows of text with as many fields as the header in {origin}",
         got="a broken row" if line is None else f"a broken row at line {line}",
         fix="mend or remove that row, or fetch the file again",
+    )
+
+
+def broken_text(origin: str, line: int | None = None) -> DataError:
+    """The error of bytes that are no text; they are not quoted."""
+    return DataError(
+        expected=f"text in UTF-8 in {origin}",
+        got="a broken row of other bytes" + ("" if line is None else f" at line {line}"),
+        fix="save the table as UTF-8, or fetch the file again",
     )
 
 

@@ -14,16 +14,24 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from dither.data.counts import StageCounts
+from dither.data.limits import DIGITS
 from dither.data.pipeline import MISSING, UNKNOWN, absent
 from dither.data.reader import TextTable, resolve_columns
-from dither.data.schema import Between, Categorical, Column, Condition, KeyColumn, Numeric, Task
+from dither.data.schema import (
+    Between,
+    Categorical,
+    Column,
+    Condition,
+    KeyColumn,
+    Numeric,
+    Task,
+)
 
 Record = tuple[Any, ...]
 """What rows are ordered by (person, key parts), then codes, values and label."""
 
 _WHOLE = re.compile(r"[0-9]{1,9}(\.0+)?")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
-_DIGITS = 9
 _TEXTS_KEPT = 1 << 16  # unknown ones, of a column
 
 Judge = Callable[[str], tuple[int, float | None]]
@@ -32,7 +40,7 @@ Judge = Callable[[str], tuple[int, float | None]]
 
 def whole(text: str) -> int | None:
     """The whole number that a text means: ``1``, ``01`` and ``1.0`` are one; else None."""
-    if text.isdigit() and text.isascii() and len(text) <= _DIGITS:
+    if text.isdigit() and text.isascii() and len(text) <= DIGITS:
         return int(text)
     return int(text.partition(".")[0]) if _WHOLE.fullmatch(text) else None
 
@@ -279,7 +287,7 @@ class Recoder:
             for at, slot, name, positions, missing, judge in coded:
                 text = row[at]
                 # A known code, spelled with digits only: nearly all. The rest takes the long way.
-                if text.isdigit() and text.isascii() and len(text) <= _DIGITS and positions:
+                if text.isdigit() and text.isascii() and len(text) <= DIGITS and positions:
                     position = positions.get(int(text), UNKNOWN)
                 else:
                     position = UNKNOWN if text else missing

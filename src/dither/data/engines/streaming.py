@@ -47,7 +47,10 @@ class Streaming(Engine):
                 fix="install a POSIX userland, or take another engine",
             )
         folder = work / "streaming"
-        jobs = [Job(task, table.columns, table.origin) for table in tables]
+        jobs = [
+            Job(task, t.columns, t.origin, header="first" if t.format == "csv" else "none")
+            for t in tables
+        ]
         with output_errors(folder):
             folder.mkdir()
             paths = [job.write(folder / f"job-{i}.json") for i, job in enumerate(jobs)]
