@@ -208,7 +208,7 @@ def _losses(made: list[Amplification]) -> Table:
     table = Table(
         Column("all layers in", overflow="fold"),
         *_numbers("DP loses", "plain loses", "times", "95 % interval"),
-        title=f"Does privacy make low precision worse? ({TIMES:g} times: yes)",
+        title=f"Does privacy make low precision worse? (yes: {TIMES:g} times)",
         caption="Points of accuracy, against full precision. Interval: bootstrap over seeds.",
     )
     for each in made:
