@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dither.clipping.clipping import Clipping
-from dither.clipping.loss import ModelLoss
+from dither.clipping.engine import ClippingEngine
+from dither.clipping.loss import ModelLoss, per_example
 from dither.errors import DitherWarning, ModelError
+from dither.noise.entropy import OsEntropy
 
 CLIP = Clipping(0.5, microbatch_size=5)
 Function = Callable[[Any, Tensor], Tensor]
@@ -369,3 +371,32 @@ def test_models_can_be_saved_and_copied_afterwards() -> None:
     for other in (again, copy.deepcopy(model), fresh):
         for key, value in run(other, case.loss, data).items():
             assert torch.equal(value, first[key]), key
+
+
+# ---- examples that show nothing ------------------------------------------------------------------
+
+
+def test_examples_of_no_gradient_to_speak_of_are_no_reason_to_fall_back(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """A model sure of all its examples has gradients of 1e-22. By their squares, which underflow,
+    book-keeping takes them for zero, and plain autograd does not: that shows nothing."""
+    torch.manual_seed(0)
+    last = nn.Linear(16, 2)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), last)
+    with torch.no_grad():
+        last.weight.mul_(100.0)
+    inputs = torch.randn(400, 4)
+    labels = model(inputs).argmax(1)
+    margin = (model(inputs).max(1).values - model(inputs).min(1).values).detach()
+    sure = (margin > 45) & (margin < 80)
+    engine = ClippingEngine(model, per_example(nn.CrossEntropyLoss()), CLIP, OsEntropy())
+    norms = engine.norms((inputs[sure], labels[sure]))
+    assert norms.numel() >= 16
+    assert float(norms.max()) < 1e-12
+    assert engine.method == "bookkeeping"
+    assert not [found for found in recwarn if "disagree" in str(found.message)]
+    # It is believed once it is shown.
+    doubtful = engine.norms((inputs[~sure], 1 - labels[~sure]))
+    assert float(doubtful.max()) > 1.0
+    assert engine.method == "bookkeeping"

@@ -155,6 +155,7 @@ def crowded(h: Tensor) -> Tensor:
     return h - h.mean(0) if h.shape[0] > 8 else h
 
 
+@pytest.mark.filterwarnings("ignore::dither.errors.DitherWarning")  # a fallback is no refusal
 @pytest.mark.parametrize("mix", [sometimes, crowded], ids=["sometimes", "crowded"])
 def test_mixing_that_few_examples_do_not_show_is_refused(mix: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(ModelError):
@@ -179,6 +180,7 @@ def test_state_behind_an_underscore_is_found() -> None:
         flat(engine_of(Keeping(5, 1)), examples())
 
 
+@pytest.mark.filterwarnings("ignore::dither.errors.DitherWarning")  # a fallback is no refusal
 def test_a_loss_divided_by_the_batch_size_is_refused() -> None:
     with pytest.raises(ModelError, match="size of the batch"):
         flat(engine_of(nn.Linear(5, 1), lambda o, t: weighed(o, t) / len(t)), examples())

@@ -229,6 +229,7 @@ def test_a_share_has_a_sample_and_a_ticket_of_its_own(
     step(batch)
     assert [clip for _, clip in spent] == [0.5, 1.0]
     assert spent[0][0] is not spent[1][0] is batch.ticket
+    assert len(data.asked) == 2  # a sample for each
     gradients, quantile = data.asked  # equal by chance: P < 1e-800
     assert gradients != quantile
     again = Account(step.account.ledger, "again", AdaptiveClip().plan(step.plan))

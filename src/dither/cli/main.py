@@ -29,8 +29,18 @@ _Data = Annotated[
     | Annotated[config.DataSynthConfig, _sub("synth")],
     _sub("data", description="Get, generate or build records."),
 ]
+_Audit = Annotated[
+    Annotated[config.AuditRunConfig, _sub("run")]
+    | Annotated[config.AuditMembershipConfig, _sub("membership")]
+    | Annotated[config.AuditInversionConfig, _sub("inversion")]
+    | Annotated[config.AuditAllreduceConfig, _sub("allreduce")]
+    | Annotated[config.AuditLedgerConfig, _sub("ledger")]
+    | Annotated[config.AuditMutantsConfig, _sub("mutants")],
+    _sub("audit", description="Attack what dither promises, on your own records and cluster."),
+]
 _Command = (
     _Data
+    | _Audit
     | Annotated[config.TrainConfig, _sub("train")]
     | Annotated[config.PlanConfig, _sub("plan")]
     | Annotated[config.LedgerConfig, _sub("ledger")]
@@ -52,6 +62,12 @@ _MODULES = {
     config.LedgerConfig: "ledger",
     config.ReportConfig: "report",
     config.BenchConfig: "bench",
+    config.AuditRunConfig: "audit_run",
+    config.AuditMembershipConfig: "audit_membership",
+    config.AuditInversionConfig: "audit_inversion",
+    config.AuditAllreduceConfig: "audit_allreduce",
+    config.AuditLedgerConfig: "audit_ledger",
+    config.AuditMutantsConfig: "audit_mutants",
     MpirunConfig: "mpirun",
 }
 
@@ -116,8 +132,8 @@ def _named(words: Sequence[str], options: config.TrainConfig) -> tuple[str, ...]
 
 
 def _with_standard_output(words: list[str]) -> list[str]:
-    """Let a bench's ``--json`` without a file mean standard output, as ``--json -`` does."""
-    if words[:1] != ["bench"] or "--json" not in words:
+    """Let ``--json`` without a file mean standard output, as ``--json -`` does."""
+    if words[:1] not in (["bench"], ["audit"]) or "--json" not in words:
         return words
     after = words.index("--json") + 1
     bare = after == len(words) or words[after].startswith("--")

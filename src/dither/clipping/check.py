@@ -25,6 +25,7 @@ _SAME = 1e-4
 # Of a parameter's gradient, and of the whole one; more where the model computes in bf16.
 _TOLERANCE = (0.02, 1e-4)
 _COARSE = (0.2, 0.02)
+_NOTHING = 1e-12  # norms below count as zero: their squares underflow, and show nothing
 _LEVELS = (0.01, 0.99)  # of random draws, in the one trial and in the other
 _STARTS = 8  # places in a batch where examples with a gradient are looked for
 
@@ -97,7 +98,7 @@ class Sight:
         """Return whether they differ, beside a whole gradient of this norm."""
         own, whole = _COARSE if torch.is_autocast_enabled("cpu") else _TOLERANCE
         finite = _finite(self.measured, self.size)
-        return finite and self.apart > own * self.size + whole * scale
+        return finite and self.apart > own * self.size + whole * scale + _NOTHING
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _seen(marks: Marks, alone: list[Alone]) -> bool:
     """Return whether there was a gradient to compare."""
     sizes = [one.size for one in alone]
     sizes += [float(norms[: len(alone)].max()) for norms in marks.norms.values()]
-    return any(1e-12 < size < float("inf") for size in sizes)
+    return any(_NOTHING < size < float("inf") for size in sizes)
 
 
 def _trial(

@@ -1,5 +1,13 @@
 """The options of every command, typed and frozen, shared by command line and Python API."""
 
+from dither.config.audit import (
+    AuditAllreduceConfig,
+    AuditInversionConfig,
+    AuditLedgerConfig,
+    AuditMembershipConfig,
+    AuditMutantsConfig,
+    AuditRunConfig,
+)
 from dither.config.commands import (
     BenchConfig,
     DataBuildConfig,
@@ -18,6 +26,12 @@ from dither.config.train import PLACES, TrainConfig
 __all__ = [
     "PLACES",
     "RUNNING",
+    "AuditAllreduceConfig",
+    "AuditInversionConfig",
+    "AuditLedgerConfig",
+    "AuditMembershipConfig",
+    "AuditMutantsConfig",
+    "AuditRunConfig",
     "BenchConfig",
     "DataBuildConfig",
     "DataDescribeConfig",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from importlib.metadata import version
 from typing import final
 
 from dither.privacy.events import Event
@@ -89,7 +90,8 @@ class OwnLeases(Leases):
     def promise(self, run: str, plan: Plan, records: str | None, insecure: str | None) -> None:
         """Write the promise down."""
         self._ledger.require_kind(plan.unit, plan.relation)
-        self._ledger.record_plan(run, {"plan": plan.to_json(), "records": records})
+        detail = {"plan": plan.to_json(), "records": records, "code": version("dither")}
+        self._ledger.record_plan(run, detail)
         if insecure is not None:
             self._ledger.record_non_private(run, insecure, {})
         self._head = self._ledger.head()

@@ -7,6 +7,8 @@ from math import inf
 from pathlib import Path
 
 from dither.errors import ConfigError, DataError
+from dither.report.audit import FILE as AUDIT
+from dither.report.audit import Audit, read_audit
 from dither.report.documents import (
     Document,
     check_format,
@@ -59,6 +61,7 @@ class Run:
         precision_recall: Recall against precision; None until the run ends.
         choices: Which layers ran in low precision; None without.
         starts: ``starts.jsonl``; none of runs of before it was written.
+        audit: ``audit.json``, as `dither audit run --out` lays it there; None without.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Run:
     precision_recall: Curve | None
     choices: Choices | None = None
     starts: tuple[Start, ...] = ()
+    audit: Audit | None = None
 
     @property
     def ranks(self) -> int:
@@ -160,6 +164,7 @@ def read_run(path: Path) -> Run:
         precision_recall=_curve(curves, "pr", "recall", "precision"),
         choices=read_choices(read_optional(path / "precision.json")),
         starts=tuple(_start(line) for line in read_lines(path / "starts.jsonl")),
+        audit=read_audit(path / AUDIT),
     )
 
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from dither.errors import ConfigError
 from dither.files import write_atomic
+from dither.report.audit_page import audit_drawings, audit_rows, audit_words
 from dither.report.figures import checkpoint_rows, public_drawings
 from dither.report.folder import (
     Run,
@@ -108,6 +109,9 @@ def public_page(run: Run, against: Run | None = None) -> str:
         released_inputs=released_input_rows(run),
         quality=quality_rows(run),
         environment=environment_rows(run),
+        audit=audit_rows(run.audit, run.about),
+        audit_words=audit_words(run.audit),
+        audit_drawings=audit_drawings(run.audit),
     )
 
 

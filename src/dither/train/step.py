@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import cached_property
-from typing import final
+from typing import Unpack, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from dither.noise.pool import Noise
 from dither.release.release import release_sum
 from dither.sampling.loader import PoissonBatch
 from dither.train.applying import apply_gradient, gradient_dtype
-from dither.train.base_step import BaseStep, Released
+from dither.train.base_step import BaseStep, Released, StepOptions
+from dither.train.beside import Beside
 
 
 @final
@@ -42,11 +45,28 @@ class PrivateStep(BaseStep):
         bucket_size: Coordinates of the sum that travel together, on a thread of its own while the
             products of the next are computed; by default messages of about 1 MiB between several
             ranks, and one message on one. The same on all ranks. Changes speed and nothing else.
+        beside: An audit's canaries.
+        noise: In place of the step's own, for audits that must find a defect: a release refuses
+            other noise than dither's, unless the account says that the run is not private.
 
     Raises:
         ConfigError: Options that exclude each other.
         ModelError: An optimizer of another model, or one that evaluates the loss again.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        beside: Beside | None = None,
+        noise: Noise | None = None,
+        **options: Unpack[StepOptions],
+    ) -> None:
+        super().__init__(model, optimizer, **options)
+        self._beside = beside
+        if noise is not None:
+            self._noise = noise
 
     @cached_property
     def _mean(self) -> Tensor:
@@ -57,8 +77,9 @@ class PrivateStep(BaseStep):
         clipped = self._clip(batch)
         self._spans.add("forward", start)
         clipped_at = time.perf_counter()
+        bounded = clipped.bounded
         released = release_sum(
-            clipped.bounded,
+            bounded if self._beside is None else self._beside.join(bounded),
             self.account,
             self._transport,
             self._noise,
@@ -68,6 +89,8 @@ class PrivateStep(BaseStep):
             sender=self._sender,
             spans=self._spans,
         )
+        if self._beside is not None:
+            self._beside.released(released.tensors, self._clip.scale)
         return Released(clipped.diagnostics, released.saturated, clipped_at, released.tensors)
 
     def _apply(self, gradients: Mapping[str, Tensor]) -> None:

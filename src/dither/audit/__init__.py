@@ -1,0 +1,1 @@
+"""Attacks on our own promises: lower bounds, membership, inversion, sums, ledgers, mutants."""
