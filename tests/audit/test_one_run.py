@@ -153,7 +153,7 @@ def test_canaries_add_what_no_record_changes(canaries: GradientCanaries) -> None
     assert (joined.dimension, joined.l2_clip, joined.ticket) == (3000, 1.0, total.ticket)
     (chunk,) = joined.chunks
     flat = torch.cat([part.reshape(-1) for part in chunk.values()])
-    assert set(flat.unique().tolist()) == {-2.0, 0.0, 2.0}
+    assert set(flat.tolist()) == {-2.0, 0.0, 2.0}
     # A quarter of 1000: in with 1/2, sampled with 1/2. Outside of this: 1e-6.
     assert 185 < int((flat != 0).sum()) < 320
     (untouched,) = total.chunks

@@ -71,3 +71,53 @@ def test_sizes_are_as_recorded() -> None:
     assert list(times.groups()) == [f"{1e6 * p['seconds'] / p['persons']:.2f}" for p in points]
     again = {row["case"]: row["ratio"] for row in recorded("data-spark.json")["rows"]}
     assert f"takes {again['spark']:.2f} times the time of `rows`" in text
+
+
+def test_low_precision_steps_are_as_recorded() -> None:
+    files = {"AMD EPYC": "precision.json", "Intel Xeon": "precision-amx.json"}
+    for processor, model, *ratios in table("concepts/precision.md", "processor"):
+        (name,) = [file for prefix, file in files.items() if processor.startswith(prefix)]
+        rows = {(row["case"], row["metric"]): row["ratio"] for row in recorded(name)["rows"]}
+        assert ratios == [f"{rows[model, recipe]:.2f}" for recipe in ("bf16", "int8")]
+
+
+def plainly(number: float | None) -> str:
+    return "∞" if number is None else f"{number:.2f}"
+
+
+def studied(part: str) -> dict[tuple[str, ...], dict[str, Any]]:
+    """What the pieces of the study found; more seeds win."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    names = ("case", "optimizer", "recipe", "schedule", "fraction")
+    for file in ("quant-full.json", "quant.json", "quant-mnist.json"):
+        for each in recorded(file)[part]:
+            found[tuple(str(each[name]) for name in names if name in each)] = each
+    return found
+
+
+def test_what_all_layers_cost_is_as_recorded() -> None:
+    known = studied("amplifications")
+    rows = table("guides/precision.md", "all layers")
+    assert len(rows) == len(known)
+    for case, recipe, private, plain, times, interval in rows:
+        name, _, adam = case.partition(", ")
+        found = known[name, "dp-adam" if adam else "dp-sgd", recipe]
+        assert [private, plain] == [plainly(found[part]["mean"]) for part in ("private", "plain")]
+        if found["times"] is None:
+            assert [times, interval] == ["none lost", ""]
+        else:
+            assert times == plainly(found["times"])
+            assert interval == f"{plainly(found['low'])} to {plainly(found['high'])}"
+
+
+def test_what_schedules_cost_is_as_recorded() -> None:
+    known = studied("comparisons")
+    rows = table("guides/precision.md", "some layers")
+    assert len(rows) == 6
+    for case, share, lost, *gains in rows:
+        fraction = str(float(share.removesuffix(" %")) / 100)
+        found = known[case, "dp-sgd", "luq-fp4", "dpquant", fraction]
+        assert lost == plainly(found["lost"]["mean"])
+        pairs = [found["against"][other] for other in ("static", "random")]
+        said = [[f"{p['mean']:+.2f}", "" if p["p_t"] is None else f"{p['p_t']:.2g}"] for p in pairs]
+        assert gains == [text for pair in said for text in pair]
