@@ -60,9 +60,58 @@ def test_sensitive_records_are_refused(
     assert "sensitive" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--ranks", "1"], ["--games", "0"]])
+@pytest.mark.parametrize("words", [["--ranks", "8", "1"], ["--games", "0"], ["--ranks"]])
 def test_games_that_cannot_be_are_refused(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["audit", "allreduce", *words]) == 2
     assert "expected" in capsys.readouterr().err
+
+
+REFUSED = [
+    ["--models", "7"],
+    ["--records", "10"],
+    ["--records", "100000000"],
+    ["--l2-clip", "0"],
+    ["--delta", "2"],
+    ["--threads", "0"],
+    ["--json", "/dev/null/nowhere.json"],
+]
+OF_ONE = {
+    "membership": [["--epsilon", "nan"], ["--epsilon", "0"]],
+    "inversion": [
+        ["--epsilons", "-1"],
+        ["--attributes", "AGEP"],
+        ["--attributes", "SEX", "SEX"],
+        ["--attributes"],
+        ["--known", "0"],
+    ],
+}
+
+
+@pytest.mark.parametrize("verb", ["membership", "inversion"])
+def test_what_is_refused_costs_nothing(
+    verb: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An entry of ε = ∞ stays for good: it must not be written for a slip of the keyboard."""
+    store = build_store(source, "employment", tmp_path / "store", sensitive=True)
+    small = [
+        "--models",
+        "8",
+        "--epochs",
+        "1",
+        "--records",
+        "40",
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
+    small += ["--known", "100"] if verb == "inversion" else []
+    for wrong in [*REFUSED, *OF_ONE[verb]]:
+        kept = [*small]
+        if wrong[0] in kept:
+            place = kept.index(wrong[0])
+            del kept[place : place + 2]
+        assert main(["audit", verb, str(store.path), "--force", *kept, *wrong]) == 2, wrong
+        assert "expected" in capsys.readouterr().err, wrong
+        assert not Path(store.ledger_path).exists(), wrong
+    assert not (tmp_path / "a.json").exists()

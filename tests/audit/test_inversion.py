@@ -75,6 +75,13 @@ def test_the_attack_does_not_look_at_the_attribute(pools: tuple[Pool, Pool]) -> 
     assert np.array_equal(imputed(known, pool, attribute), imputed(known, changed, attribute))
 
 
+def test_few_known_people_who_are_all_alike_give_one_guess(pools: tuple[Pool, Pool]) -> None:
+    pool, known = pools
+    one = Pool(known.features[:1], known.labels[:1], known.names)
+    attribute = Attribute.of("SEX", one)
+    assert set(imputed(one, pool, attribute).tolist()) == {int(attribute.truth(one)[0])}
+
+
 def test_the_prior_is_counted_and_never_zero(pools: tuple[Pool, Pool]) -> None:
     _, known = pools
     attribute = Attribute.of("RAC1P", known)

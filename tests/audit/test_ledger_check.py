@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -17,17 +18,31 @@ from dither.cli.main import main
 from dither.data.build import build_store
 from dither.data.store import RecordStore
 from dither.data.synth import write_synthetic
+from dither.errors import CheckpointError
 from dither.privacy.ledger_file import entry_hash
 from dither.train.loop import run_training
 
 Change = Callable[[dict[str, Any]], None]
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Where a run was trained, and a copy of what lay there then."""
+    folder = tmp_path_factory.mktemp("trained")
+    records = write_synthetic(folder / "persons.parquet", 2000, seed=1)
+    run_training(options(build_store(records, "employment", folder / "store"), folder / "run"))
+    kept = tmp_path_factory.mktemp("kept") / "trained"
+    shutil.copytree(folder, kept)
+    return folder, kept
+
+
 @pytest.fixture
-def trained(tmp_path: Path) -> tuple[RecordStore, Path]:
-    records = write_synthetic(tmp_path / "persons.parquet", 2000, seed=1)
-    store = build_store(records, "employment", tmp_path / "store")
-    return store, run_training(options(store, tmp_path / "run"))
+def trained(place: tuple[Path, Path]) -> tuple[RecordStore, Path]:
+    """The store and the run as they were, whatever the test before did to them."""
+    folder, kept = place
+    shutil.rmtree(folder)
+    shutil.copytree(kept, folder)
+    return RecordStore.open(folder / "store"), folder / "run"
 
 
 def rules(store: RecordStore, run: Path) -> set[str]:
@@ -180,3 +195,20 @@ def test_the_account_of_other_records_is_found(
     found = check_ledger(store.ledger_path, None, theirs.path)
     assert [each.rule for each in found] == ["records"]
     assert set(RULES) >= {each.rule for each in found}
+
+
+def test_lines_cut_short_and_damaged_files_are_said(trained: tuple[RecordStore, Path]) -> None:
+    """A kill may cut the last line; anything else that is broken is named, without a traceback."""
+    store, run = trained
+    lines = run / "private" / "training.jsonl"
+    kept = lines.read_text()
+    lines.write_text(kept + '{"step": ')
+    assert rules(store, run) == set()
+    lines.write_text("nothing\n" + kept)
+    with pytest.raises(CheckpointError, match=r"training\.jsonl"):
+        rules(store, run)
+    lines.write_text(kept)
+    for broken in ("{", "[]", '{"steps": {}}', '{"steps": {"taken": "x", "charged": 1}}'):
+        (run / "summary.json").write_text(broken)
+        with pytest.raises(CheckpointError, match=r"summary\.json"):
+            rules(store, run)

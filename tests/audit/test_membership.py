@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from dither.data.build import build_store
 from dither.data.store import RecordStore
 from dither.data.synth import write_synthetic
 from dither.errors import ConfigError, DitherWarning
-from dither.privacy.events import NonPrivate
+from dither.privacy.events import NonPrivate, Relation
 from dither.privacy.ledger import Ledger
 
 pytestmark = pytest.mark.filterwarnings("ignore:delta:dither.errors.DitherWarning")
@@ -134,3 +135,18 @@ def test_private_trainings_keep_their_clip(store: RecordStore) -> None:
     pool = Pool.of(store, np.arange(200))
     model = trained(pool, np.arange(200) < 100, Recipe(epochs=2, epsilon=0.01, delta=1e-9))
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_an_account_of_another_relation_is_charged_too(store: RecordStore) -> None:
+    """ε = ∞ adds up under any: the records' one account must have it."""
+    path = Path(store.ledger_path)
+    Ledger.create(path, store=store.id, relation=Relation.REPLACE_ONE, sensitive=False)
+    with pytest.warns(DitherWarning, match="an attack"):
+        charge_unprotected(store, "an attack", force=False)
+    assert Ledger.open(path).epsilon(1e-5) == float("inf")
+
+
+@pytest.mark.parametrize("wrong", [{"epsilon": 0.0}, {"epsilon": math.nan}, {"l2_clip": 0.0}])
+def test_promises_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        Recipe(**wrong)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from tests.docs.markdown import ROOT
 from dither.audit.mutants.catalogue import ALL, find
 from dither.audit.mutants.mutant import ENTRIES, CoreMutant, Mutant, Outcome
 from dither.audit.mutants.patching import mutated_source
+from dither.audit.mutants.plugin import VARIABLE, pytest_configure
 from dither.audit.mutants.runner import checkout, choose, run_mutants
 from dither.errors import ConfigError
 
@@ -209,6 +210,15 @@ def test_a_mutant_can_be_run_by_hand() -> None:
     assert "AssertionError" in done.stdout
     assert "local-noise-is-shared: the changed line ran" in done.stdout
     assert dither(*command, DITHER_MUTANT="").returncode == 0
+
+
+def test_a_name_of_no_mutant_is_said(pytestconfig: pytest.Config) -> None:
+    """Not a traceback: that would read as a test that failed."""
+    for name, said in (("no-such", "expected the name of a mutant"), (CORE[0].name, "the C core")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(VARIABLE, name)
+            with pytest.raises(pytest.UsageError, match=said):
+                pytest_configure(pytestconfig)
 
 
 def test_the_page_lists_them_all() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from dither.audit.canaries import GradientCanaries, RecordCanaries, draw_records, place
 from dither.audit.defect import WeakNoise
-from dither.audit.one_run import OneRun, audit_run, prepare
+from dither.audit.one_run import OneRun, _log_odds, audit_run, prepare
 from dither.audit.scores import Channel, LikelihoodScore
 from dither.cli.main import main
 from dither.config import AuditRunConfig
@@ -149,9 +149,7 @@ def canaries() -> GradientCanaries:
 
 def test_canaries_add_what_no_record_changes(canaries: GradientCanaries) -> None:
     total = bounded()
-    joined = canaries.join(total)
-    assert (joined.dimension, joined.l2_clip, joined.ticket) == (3000, 1.0, total.ticket)
-    (chunk,) = joined.chunks
+    (chunk,) = canaries.join(total.chunks)
     flat = torch.cat([part.reshape(-1) for part in chunk.values()])
     assert set(flat.tolist()) == {-2.0, 0.0, 2.0}
     # A quarter of 1000: in with 1/2, sampled with 1/2. Outside of this: 1e-6.
@@ -172,7 +170,7 @@ def test_canaries_move_neighbouring_sums_alike() -> None:
             place(Sized(), 1000, draw), rate=0.5, l2_clip=1.0, score=score, draw=draw
         )
         chunk = {name: factor * part for name, part in record.items()}
-        (joined,) = own.join(replace(bounded(), chunks=[chunk])).chunks
+        (joined,) = own.join([chunk])
         found.append(torch.cat([part.double() for part in joined.values()]))
     expected = torch.cat([part.double() for part in record.values()])
     assert torch.allclose(found[1] - found[0], expected, rtol=0.0, atol=1e-15)
@@ -180,7 +178,7 @@ def test_canaries_move_neighbouring_sums_alike() -> None:
 
 def test_released_numbers_reach_their_canary(canaries: GradientCanaries) -> None:
     for _ in range(20):
-        (chunk,) = canaries.join(bounded()).chunks
+        (chunk,) = canaries.join(bounded().chunks)
         canaries.released({name: 0.25 * part.float() for name, part in chunk.items()}, 0.25)
     assert canaries.seen == 20
     high = canaries.score.values > 0.0
@@ -269,3 +267,59 @@ def test_models_have_as_many_coordinates_as_said(options: AuditRunConfig) -> Non
     found = prepare(options)
     model = mlp(found.store.feature_dim, found.train.hidden, 2, 0)
     assert found.dimension == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"confidence": 95.0},
+        {"confidence": float("nan")},
+        {"canaries": 1},
+        {"canaries": 1, "score": "black-box"},
+        {"canaries": 1_000_000},
+        {"steps": 10},
+        {"power": True, "score": "black-box"},
+    ],
+)
+def test_what_is_refused_is_refused_before_it_is_charged(
+    options: AuditRunConfig, store: RecordStore, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError):
+        prepare(replace(options, **wrong))
+    assert not store.ledger_path.exists()
+
+
+def test_a_model_out_of_range_tells_nothing() -> None:
+    model = torch.nn.Linear(3, 2)
+    torch.nn.init.constant_(model.weight, float("inf"))
+    odds = _log_odds(model, torch.tensor([[1.0, -1.0, 0.0], [1.0, 1.0, 1.0]]), torch.tensor([0, 1]))
+    assert odds.tolist() == [0.0, 0.0]
+
+
+def test_runs_of_one_claim_add_up_and_none_is_lost(
+    store: RecordStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever audits until the result pleases shows all of them; whoever stops keeps the first."""
+    words = ["audit", "run", str(store.path), "--noise-multiplier", "1", "--delta", "1e-5"]
+    words += ["--steps", "12", "--batch-size", "64", "--hidden", "8", "--canaries", "50"]
+    words += ["--out", str(tmp_path)]
+    (tmp_path / "audit.json").write_text("[]")  # somebody's half of something
+    made: list[OneRun] = []
+
+    def stopped(*given: Any) -> OneRun:
+        if made:
+            raise KeyboardInterrupt
+        made.append(audit_run(*given))
+        return made[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dither.cli.audit_run.audit_run", stopped)
+        assert main([*words, "--repeat", "2"]) == 130
+    assert [run["run"] for run in json.loads((tmp_path / "audit.json").read_bytes())["runs"]] == [
+        made[0].run
+    ]
+    assert main(words) == 0
+    names = [run["run"] for run in json.loads((tmp_path / "audit.json").read_bytes())["runs"]]
+    assert len(names) == 2
+    assert names[0] == made[0].run
+    assert set(names) == {entry.run for entry in Ledger.open(store.ledger_path).entries()}

@@ -124,8 +124,8 @@ def test_contributions_stay_in_the_ball_and_depend_on_the_coins() -> None:
 
 
 def test_the_shipped_call_shows_no_more(tmp_path: Path) -> None:
-    """`PrivateReduce` from end to end, every message read on its way: 600 calls of two ranks."""
-    games, promise = 600, Promise(clip=1.0, releases=600, delta=1e-6, noise_multiplier=2.0)
+    """`PrivateReduce` from end to end, every message read on its way: 1500 calls of two ranks."""
+    games, promise = 1500, Promise(clip=1.0, releases=1500, delta=1e-6, noise_multiplier=2.0)
     coins = np.random.default_rng(0).random(games) < 0.5
     first, second = hypotheses("mean", 1.0)
     values = np.where(coins[:, None], second, first).astype(np.float32)

@@ -199,6 +199,7 @@ def test_programs_compile_without_a_warning(built: Programs, tmp_path: Path) -> 
 
 
 @needs_mpi
+@pytest.mark.full
 @pytest.mark.usefixtures("small")
 def test_cases_are_measured_by_two_real_ranks_and_their_sums_are_right() -> None:
     works = ("dlrm/comm", "sweep/4B", "sweep/16KiB")

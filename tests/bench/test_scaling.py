@@ -121,6 +121,7 @@ def measured(persons: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return json.loads(path.read_text())
 
 
+@pytest.mark.full
 def test_a_run_measures_both_engines_on_one_and_two_processes(measured: Any) -> None:
     rows = {row["case"]: row for row in measured["rows"]}
     assert list(rows) == list(NAMES)
@@ -137,6 +138,7 @@ def test_a_run_measures_both_engines_on_one_and_two_processes(measured: Any) -> 
     assert measured["records"] / measured["batch_size"] > 1.0
 
 
+@pytest.mark.full
 def test_every_contender_learns_the_same(measured: Any) -> None:
     """Equal steps of equal batches from equal weights: only noise and samples differ."""
     lines = measured["table"]
@@ -147,12 +149,14 @@ def test_every_contender_learns_the_same(measured: Any) -> None:
         assert max(found) - min(found) < 0.15
 
 
+@pytest.mark.full
 def test_costs_are_those_of_the_processes(measured: Any) -> None:
     for line in measured["table"]:
         hours = line["processes"] * line["seconds"] / 3600.0
         assert line["cost"] == pytest.approx(0.05 * hours)
 
 
+@pytest.mark.full
 def test_the_projection_is_of_many_ranks_and_both_networks(measured: Any) -> None:
     points = measured["projection"]
     assert {(p["engine"], p["ranks"]) for p in points} == {

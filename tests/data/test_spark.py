@@ -169,7 +169,7 @@ def test_what_is_a_row_of_csv(spark: Any, synthetic: Path, tmp_path: Path, name:
 def test_bytes_that_are_not_text_are_refused(spark: Any, tmp_path: Path) -> None:
     path = write_csv(hostile_rows(20, seed=4), tmp_path / "t.csv")
     path.write_bytes(path.read_bytes() + b"\xff\xfe,1\n")
-    with pytest.raises(DataError, match="rows of text"):
+    with pytest.raises(DataError, match="text in UTF-8"):
         build_with_counts(path, TASK, tmp_path / "store", engine="spark")
 
 
@@ -406,7 +406,7 @@ def test_bytes_cut_short_are_no_text(
     monkeypatch.setattr(lines, "_BLOCK", block)
     for wrong in (b"a,b\n1,\xc3", b"a\xffb\n", b"\xed\xa0\x80"):
         (tmp_path / "t.csv").write_bytes(wrong)
-        with pytest.raises(DataError, match="rows of text"):
+        with pytest.raises(DataError, match="text in UTF-8"):
             splittable(tmp_path / "t.csv", "t.csv")
 
 

@@ -246,7 +246,7 @@ def test_fifty_kills(store: RecordStore, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("trust", ["central", "local"])
+@pytest.mark.parametrize("trust", ["central", pytest.param("local", marks=pytest.mark.full)])
 def test_the_launcher_starts_all_ranks_again_and_they_go_on_by_themselves(
     store: RecordStore, tmp_path: Path, trust: str
 ) -> None:
@@ -260,7 +260,7 @@ def test_the_launcher_starts_all_ranks_again_and_they_go_on_by_themselves(
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("where", ["run", "ledger"])
+@pytest.mark.parametrize("where", [pytest.param("run", marks=pytest.mark.full), "ledger"])
 def test_a_full_disk_ends_all_ranks_and_space_resumes_them(
     store: RecordStore,
     tmp_path: Path,
@@ -315,7 +315,7 @@ def start_on(
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("trust", ["central", "local"])
+@pytest.mark.parametrize("trust", ["central", pytest.param("local", marks=pytest.mark.full)])
 def test_a_link_that_is_cut_is_a_lost_peer_in_time_and_training_resumes(
     store: RecordStore, tmp_path: Path, trust: str
 ) -> None:

@@ -107,6 +107,25 @@ def test_journal_follows_the_nearest_mount(
         journal_mode.cache_clear()
 
 
+def test_journal_follows_links_and_the_mount_on_top(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "home").symlink_to(tmp_path / "far")
+    mounts = [
+        SimpleNamespace(mountpoint="/", fstype="ext4"),
+        SimpleNamespace(mountpoint=str(tmp_path / "far"), fstype="ext4"),
+        SimpleNamespace(mountpoint=str(tmp_path / "far"), fstype="nfs4"),
+    ]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounts)
+    journal_mode.cache_clear()
+    try:
+        assert journal_mode(tmp_path / "home" / "ledger.sqlite") == "DELETE"
+        assert journal_mode(tmp_path / "ledger.sqlite") == "WAL"
+    finally:
+        journal_mode.cache_clear()
+
+
 @pytest.mark.usefixtures("network_mount")
 def test_network_file_systems_get_a_rollback_journal(ledger: Ledger) -> None:
     ledger.charge(RUN, EVENT, 1, limit=3)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from dither.clipping.engine import ClippingEngine
 from dither.errors import BudgetExhaustedError, ConfigError, SamplingError
 from dither.noise.entropy import OsEntropy
 from dither.privacy.account import Account
@@ -223,6 +224,14 @@ def test_a_share_has_a_sample_and_a_ticket_of_its_own(
         spend(self, plan)
 
     monkeypatch.setattr(SampleTicket, "spend", noted)
+    measured: list[Tensor] = []
+    of_gradients = ClippingEngine.norms
+
+    def measuring(self: ClippingEngine, rows: Any) -> Tensor:
+        measured.append(rows[0].clone())
+        return of_gradients(self, rows)
+
+    monkeypatch.setattr(ClippingEngine, "norms", measuring)
     data = Noting()
     step, loader = make(tmp_path, AdaptiveClip(every=1), data)
     batch = next(iter(loader))
@@ -232,6 +241,9 @@ def test_a_share_has_a_sample_and_a_ticket_of_its_own(
     assert len(data.asked) == 2  # a sample for each
     gradients, quantile = data.asked  # equal by chance: P < 1e-800
     assert gradients != quantile
+    # It is not enough to draw one: the norms that are counted are of that sample's records.
+    (counted,) = measured
+    assert torch.equal(counted, torch.stack([UNIFORM[index][0] for index in quantile]))
     again = Account(step.account.ledger, "again", AdaptiveClip().plan(step.plan))
     with pytest.raises(SamplingError, match="released before"):
         release_sum(within(torch.ones(1).double(), 1.0, batch.ticket), again)

@@ -154,9 +154,18 @@ def _largest(ruled_out: Callable[[float], bool]) -> float:
     return low
 
 
-def _alarm(confidence: float) -> float:
+def check_confidence(confidence: float) -> float:
+    """Return a confidence that can be one.
+
+    Raises:
+        ConfigError: It is not in (0, 1).
+    """
     if not 0.0 < confidence < 1.0:
         raise ConfigError(
             expected="a confidence in (0, 1)", got=repr(confidence), fix="choose 0.95"
         )
-    return 1.0 - confidence
+    return confidence
+
+
+def _alarm(confidence: float) -> float:
+    return 1.0 - check_confidence(confidence)

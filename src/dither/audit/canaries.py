@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from dither.audit.scores import LikelihoodScore
 from dither.data.schema import Categorical, Schema
 from dither.errors import ConfigError
-from dither.release.bounded_sum import BoundedSum
 from dither.release.rows import dense
 
 
@@ -37,6 +36,20 @@ class Placed:
     count: int
 
 
+def check_count(count: int, dimension: int) -> None:
+    """Refuse more canaries than a model has coordinates.
+
+    Raises:
+        ConfigError: It has fewer.
+    """
+    if not 1 <= count <= dimension:
+        raise ConfigError(
+            expected=f"between 1 and {dimension} canaries, each on a coordinate of its own",
+            got=str(count),
+            fix="choose fewer --canaries, or audit a larger model (--hidden)",
+        )
+
+
 def place(model: nn.Module, count: int, draw: np.random.Generator) -> Placed:
     """Choose coordinates for canaries, at random among all trained ones.
 
@@ -45,12 +58,7 @@ def place(model: nn.Module, count: int, draw: np.random.Generator) -> Placed:
     """
     sizes = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
     dimension = sum(sizes.values())
-    if not 1 <= count <= dimension:
-        raise ConfigError(
-            expected=f"between 1 and {dimension} canaries, each on a coordinate of its own",
-            got=str(count),
-            fix="choose fewer, or audit a larger model (--hidden)",
-        )
+    check_count(count, dimension)
     chosen = draw.choice(dimension, count, replace=False)
     places, start = {}, 0
     for name, size in sizes.items():
@@ -102,17 +110,14 @@ class GradientCanaries:
         self._clip = l2_clip
         self._draw = draw
 
-    def join(self, bounded: BoundedSum) -> BoundedSum:
-        """Return the sum with this step's canaries."""
+    def join(self, chunks: Iterable[Mapping[str, Tensor]]) -> Iterator[Mapping[str, Tensor]]:
+        """Return the pieces of a step's sum with this step's canaries."""
         sampled = self.included & (self._draw.random(self._placed.count) < self._rate)
         joining = torch.from_numpy(np.where(sampled, self._signs * self._clip, 0.0))
-        return replace(bounded, chunks=self._joined(bounded, joining))
-
-    def _joined(
-        self, bounded: BoundedSum, joining: Float[Tensor, " canaries"]
-    ) -> Iterator[Mapping[str, Tensor]]:
-        for chunk in bounded.chunks:
-            yield {name: self._added(name, tensor, joining) for name, tensor in chunk.items()}
+        return (
+            {name: self._added(name, tensor, joining) for name, tensor in chunk.items()}
+            for chunk in chunks
+        )
 
     def _added(self, name: str, tensor: Tensor, joining: Float[Tensor, " canaries"]) -> Tensor:
         if name not in self._placed.places:

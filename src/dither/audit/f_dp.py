@@ -16,8 +16,7 @@ from dp_accounting import pld
 from jaxtyping import Float
 from scipy import stats
 
-from dither.audit.bounds import Guesses
-from dither.errors import ConfigError
+from dither.audit.bounds import Guesses, check_confidence
 from dither.privacy.events import Event, Relation
 from dither.privacy.plan import Plan
 
@@ -161,10 +160,7 @@ def noise_bound(
     Raises:
         ConfigError: The confidence is not in (0, 1).
     """
-    if not 0.0 < confidence < 1.0:
-        raise ConfigError(
-            expected="a confidence in (0, 1)", got=repr(confidence), fix="choose 0.95"
-        )
+    check_confidence(confidence)
     shape = curve or (lambda share: TradeOff.of_plan(plan, share))
     low, high = max(_LEAST_SHARE, _LEAST_NOISE / plan.noise_multiplier), _MOST_SHARE
     if p_value(found, shape(high)) > 1.0 - confidence:

@@ -150,8 +150,11 @@ def imputed(known: Pool, pool: Pool, attribute: Attribute) -> Int64[np.ndarray, 
         hidden = attribute.hidden(of).numpy()
         return np.column_stack([hidden, of.labels.numpy()])
 
+    truth = attribute.truth(known)
+    if (truth == truth[0]).all():
+        return np.full(len(pool), truth[0], np.int64)  # of few people: all alike
     learner = LogisticRegression(max_iter=2000)
-    learner.fit(inputs(known), attribute.truth(known))
+    learner.fit(inputs(known), truth)
     return np.asarray(learner.predict(inputs(pool)), np.int64)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -192,12 +193,24 @@ def _recorded(folder: Path) -> Iterator[tuple[str, int]]:
     """Yield what recorded releases: the operator's lines (one a release), summary, checkpoint."""
     lines = folder / "private" / "training.jsonl"
     if lines.is_file():
-        steps = {json.loads(line)["step"] for line in lines.read_text().splitlines() if line}
-        yield "private/training.jsonl", len(steps)
+        yield "private/training.jsonl", len(_lines(lines))
     summary = _summary(folder)
     if summary is not None:
         yield "summary.json (steps taken)", int(summary["steps"]["taken"])
         yield "summary.json (steps charged)", int(summary["steps"]["charged"])
+
+
+def _lines(path: Path) -> set[int]:
+    """Return the steps that have a line; a kill or a full disk may have cut the last one short."""
+    *whole, last = path.read_bytes().split(b"\n")
+    if last:
+        with contextlib.suppress(ValueError):
+            json.loads(last)
+            whole.append(last)
+    try:
+        return {int(json.loads(line)["step"]) for line in whole if line.strip()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:
@@ -206,11 +219,21 @@ def _summary(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(
-            expected=f"JSON in {path}", got=str(error), fix="restore the run folder"
-        ) from error
+        for part, name in (("steps", "taken"), ("steps", "charged"), ("privacy", "epsilon")):
+            number = found[part][name]
+            if number is not None:
+                float(number)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
     return found
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        expected=f"what dither train wrote in {path}",
+        got=f"a damaged file ({type(error).__name__}: {error})",
+        fix="restore the run folder",
+    )
 
 
 def _claimed(ledger: Ledger, run: str, facts: dict[str, Any], folder: Path) -> Iterator[Found]:

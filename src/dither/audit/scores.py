@@ -21,7 +21,7 @@ ALTERNATIVE = 0.5
 _WINDOW = 50
 # The same for their spread; and steps before the first that counts.
 _SPREAD_WINDOW = 200
-_LEARNT = 10
+LEARNT = 10
 _TRIALS = 3
 
 
@@ -87,7 +87,7 @@ class LikelihoodScore:
         # A mean of the past has a variance of its own, a share of one number's.
         beyond = 1.0 + self._drift.variance
         rest = numbers - self._drift.mean
-        if self._steps >= _LEARNT:
+        if self._steps >= LEARNT:
             known = self._spread.mean
             excess = np.maximum(known - np.median(known), 0.0)
             exponent = (2.0 * rest - 1.0) / (2.0 * (self._variance * beyond + excess))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,11 +25,14 @@ from dither.privacy.accountant import check_delta
 from dither.privacy.events import Relation, Unit
 from dither.privacy.guard import unprotected
 from dither.privacy.ledger import Ledger
+from dither.privacy.plan import check_clip
 from dither.sampling.loader import poisson_loader
 from dither.sampling.poisson import PoissonSampler
 from dither.train.door import make_private
 from dither.train.models import mlp
 from dither.train.plain import PlainStep
+
+_FEWEST = 32
 
 # Told how many models of how many are trained.
 Tell: TypeAlias = Callable[[int, int], object]
@@ -68,6 +72,13 @@ class Recipe:
                 expected="widths, batch size and epochs of at least 1, and a learning rate above 0",
                 got=f"{self.hidden}, {self.batch_size}, {self.epochs}, {self.learning_rate!r}",
                 fix="leave them out",
+            )
+        check_clip(self.l2_clip)
+        if self.epsilon is not None and not 0.0 < self.epsilon < math.inf:
+            raise ConfigError(
+                expected="a finite ε above 0 of the private trainings",
+                got=repr(self.epsilon),
+                fix="choose 1 or 8, for instance",
             )
 
     @property
@@ -123,6 +134,34 @@ def draw_rows(
     return generator.choice(len(store), count, replace=False)
 
 
+def check_pool(records: int) -> None:
+    """Refuse a pool so small that half of it may be nobody.
+
+    Raises:
+        ConfigError: Fewer than 32 records: more, and a model without any is rarer than 1e-7.
+    """
+    if records < _FEWEST:
+        raise ConfigError(
+            expected=f"at least {_FEWEST} --records, so that half of them are some",
+            got=str(records),
+            fix="leave it out",
+        )
+
+
+def check_models(models: int) -> None:
+    """Refuse numbers of models that give no halves, or too few shadows.
+
+    Raises:
+        ConfigError: Fewer than 8, or an odd number.
+    """
+    if models < 8 or models % 2:
+        raise ConfigError(
+            expected="an even number of models, at least 8",
+            got=str(models),
+            fix="choose 16 or 32",
+        )
+
+
 def halves(
     models: int, records: int, generator: np.random.Generator
 ) -> Bool[np.ndarray, "models records"]:
@@ -131,12 +170,7 @@ def halves(
     Raises:
         ConfigError: Fewer than 8 models, or an odd number.
     """
-    if models < 8 or models % 2:
-        raise ConfigError(
-            expected="an even number of models, at least 8",
-            got=str(models),
-            fix="choose 16 or 32",
-        )
+    check_models(models)
     chosen = np.arange(models)[:, None] < models // 2
     return generator.permuted(np.repeat(chosen, records, axis=1), axis=0)
 
@@ -158,23 +192,30 @@ def scratch_ledger() -> Iterator[Ledger]:
 
 
 def charge_unprotected(store: RecordStore, what: str, *, force: bool) -> None:
-    """Write an attack's unprotected trainings into the store's own account, or refuse them.
+    """Write into a store's account that its records are trained on without protection.
+
+    Call it after all that can be refused was, and before anything is trained: an entry of ε = ∞
+    stays. It goes into the account that is there, whatever its relation.
 
     Args:
-        store: Whose records are trained on without protection.
-        what: For the auditor.
+        store: The records.
+        what: What is unprotected, for the auditor.
         force: The operator takes the responsibility, on records that are sensitive.
 
     Raises:
         ConfigError: The store is sensitive, and nobody forced it.
+        LedgerError: The account beside the store is of other records.
     """
-    ledger = Ledger.create(
-        Path(store.ledger_path),
-        store=store.id,
-        unit=Unit(store.manifest.unit),
-        relation=Relation.ZERO_OUT,
-        sensitive=store.manifest.sensitive,
-    )
+    path, manifest = Path(store.ledger_path), store.manifest
+    if path.exists():
+        ledger = Ledger.open(path, store=store.id)
+        ledger.require_kind(
+            Unit(manifest.unit), ledger.header.relation, sensitive=manifest.sensitive
+        )
+    else:
+        ledger = Ledger.create(
+            path, store=store.id, unit=Unit(manifest.unit), sensitive=manifest.sensitive
+        )
     reason = unprotected(ledger, what, force=force)
     ledger.record_non_private(f"audit-{np.random.default_rng().bytes(8).hex()}", reason, {})
 

@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from dither.audit.allreduce import Attacks, attack_allreduce
 from dither.cli.audit_common import check_outputs, hand_out
 from dither.config import AuditAllreduceConfig
+from dither.errors import ConfigError
 from dither.report.attacks import write_allreduce_figure
 
 
@@ -21,6 +22,12 @@ def run(config: AuditAllreduceConfig) -> None:
         ConfigError: Options out of range.
         OutputError: Results cannot be written; said before anything is attacked.
     """
+    if not config.ranks or min(config.ranks) < 2 or config.games < 1:
+        raise ConfigError(
+            expected="--ranks of at least 2 each, and at least one of --games",
+            got=f"{' '.join(map(str, config.ranks)) or 'none'}; {config.games}",
+            fix="leave them out for 2, 8, 64 and 1024 ranks and 4096 games",
+        )
     check_outputs(config.json, config.out)
     console = Console(stderr=True, highlight=False)
     generator = np.random.default_rng(config.seed)

@@ -11,14 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dither.audit.trainings import Tell, charge_unprotected
+from dither.config import AuditInversionConfig, AuditMembershipConfig
 from dither.data.build import build_store
 from dither.data.store import RecordStore
 from dither.data.synth import write_synthetic
-from dither.errors import DitherWarning
+from dither.errors import ConfigError, DitherWarning
 from dither.files import output_errors, write_json
 
 GENERATED = "generated census records"
@@ -26,26 +28,52 @@ _ROWS = 30_000
 
 
 @contextmanager
-def records(store: Path | None, what: str, *, force: bool) -> Iterator[tuple[RecordStore, str]]:
-    """Open the records of an attack, charged for it, and say what they are.
+def records(store: Path | None) -> Iterator[tuple[RecordStore, str]]:
+    """Open the records of an attack, and say what they are. Charges nothing: see `charge`.
 
     Args:
         store: A record store; None for generated records, which vanish afterwards.
-        what: The unprotected use, for the store's account.
-        force: Whether it is allowed on sensitive records.
 
     Raises:
-        ConfigError: The store is sensitive, and nobody forced it.
         DataError: No such store.
     """
     if store is not None:
         opened = RecordStore.open(store)
-        charge_unprotected(opened, what, force=force)
         yield opened, f"{opened.task.name}, {len(opened)} records"
         return
     with tempfile.TemporaryDirectory(prefix="dither-audit-") as folder:
         source = write_synthetic(Path(folder) / "persons.parquet", _ROWS)
         yield build_store(source, "employment", Path(folder) / "store", sensitive=False), GENERATED
+
+
+def charge(config: AuditMembershipConfig | AuditInversionConfig, store: RecordStore) -> None:
+    """Charge plain trainings to the user's store; generated records have nobody to pay for.
+
+    The last thing before they start: what is refused later would leave ε = ∞ for nothing.
+
+    Raises:
+        ConfigError: The store is sensitive, and nobody forced it.
+        OutputError: Results cannot be written.
+    """
+    check_outputs(config.json, config.out)
+    if config.store is not None:
+        verb = "membership" if isinstance(config, AuditMembershipConfig) else "inversion"
+        charge_unprotected(store, f"dither audit {verb}", force=config.force)
+
+
+def use_threads(threads: int | None) -> None:
+    """Let PyTorch use so many threads; all where none are named.
+
+    Raises:
+        ConfigError: Fewer than 1.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise ConfigError(
+            expected="a whole --threads of at least 1", got=str(threads), fix="leave it out"
+        )
+    torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -61,14 +89,18 @@ def bar(console: Console, label: str) -> Iterator[Tell]:
 
 
 def check_outputs(name: str | None, out: Path | None) -> None:
-    """Find out now whether results can be written.
+    """Find out now whether results can be written; leave no empty file where there was none.
 
     Raises:
         OutputError: They cannot.
     """
     if name not in {None, "-"}:
-        with output_errors(Path(str(name))):
-            Path(str(name)).touch()
+        path = Path(str(name))
+        with output_errors(path):
+            new = not path.exists()
+            path.open("ab").close()
+            if new:
+                path.unlink()
     if out is not None:
         with output_errors(out):
             out.mkdir(parents=True, exist_ok=True)

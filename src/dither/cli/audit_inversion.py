@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from dither.audit.inversion import Inverted, attack_inversion
-from dither.audit.trainings import Pool, Recipe, draw_rows
-from dither.cli.audit_common import bar, check_outputs, hand_out, records
+from dither.audit.inversion import Attribute, Inverted, attack_inversion
+from dither.audit.trainings import Pool, Recipe, check_models, check_pool, draw_rows
+from dither.cli.audit_common import bar, charge, hand_out, records, use_threads
 from dither.config import AuditInversionConfig
+from dither.errors import ConfigError
 from dither.report.attacks import write_inversion_figure
 
 # Harvard CS205 2020, plain and private: another attribute and model, so only the drop compares.
@@ -29,15 +29,19 @@ def run(config: AuditInversionConfig) -> None:
         OutputError: Results cannot be written; said before anything is trained.
     """
     recipes = [_recipe(config, epsilon) for epsilon in (None, *config.epsilons)]
-    check_outputs(config.json, config.out)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    check_models(config.models)
+    check_pool(config.records)
+    _check_attacker(config)
+    use_threads(config.threads)
     console = Console(stderr=True, highlight=False)
     generator = np.random.default_rng(config.seed)
     start = time.perf_counter()
-    with records(config.store, "dither audit inversion", force=config.force) as (store, name):
+    with records(config.store) as (store, name):
         rows = draw_rows(store, config.records + config.known, generator)
         pool, known = Pool.of(store, rows[: config.records]), Pool.of(store, rows[config.records :])
+        for attribute in config.attributes:
+            Attribute.of(attribute, known)
+        charge(config, store)
     found: list[Inverted] = []
     for recipe in recipes:
         with bar(console, f"models, {recipe.name}") as tell:
@@ -63,6 +67,20 @@ def run(config: AuditInversionConfig) -> None:
     )
     if config.json != "-":
         Console(highlight=False).print(_table(found))
+
+
+def _check_attacker(config: AuditInversionConfig) -> None:
+    names = config.attributes
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(
+            expected="one or more --attributes, each once",
+            got=", ".join(names) or "none",
+            fix="leave it out for DIS, SEX and MAR",
+        )
+    if config.known < 1:
+        raise ConfigError(
+            expected="at least one of --known people", got=str(config.known), fix="leave it out"
+        )
 
 
 def _settings(config: AuditInversionConfig) -> dict[str, Any]:

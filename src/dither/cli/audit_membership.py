@@ -6,14 +6,13 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Column, Table
 
 from dither.audit.likelihood import FALSE_POSITIVE_RATES
 from dither.audit.membership import Attacked, attack_membership, ratio_at
-from dither.audit.trainings import Pool, Recipe, draw_rows
-from dither.cli.audit_common import bar, check_outputs, hand_out, records
+from dither.audit.trainings import Pool, Recipe, check_models, check_pool, draw_rows
+from dither.cli.audit_common import bar, charge, hand_out, records, use_threads
 from dither.config import AuditMembershipConfig
 from dither.report.attacks import write_membership_figure
 
@@ -26,14 +25,15 @@ def run(config: AuditMembershipConfig) -> None:
         OutputError: Results cannot be written; said before anything is trained.
     """
     plain, private = _recipes(config)
-    check_outputs(config.json, config.out)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    check_models(config.models)
+    check_pool(config.records)
+    use_threads(config.threads)
     console = Console(stderr=True, highlight=False)
     generator = np.random.default_rng(config.seed)
     start = time.perf_counter()
-    with records(config.store, "dither audit membership", force=config.force) as (store, name):
+    with records(config.store) as (store, name):
         pool = Pool.of(store, draw_rows(store, config.records, generator))
+        charge(config, store)
     found = []
     for recipe in (plain, private):
         with bar(console, f"models, {recipe.name}") as tell:

@@ -12,8 +12,9 @@ from rich.table import Column, Table
 from dither.audit.mutants.catalogue import ALL
 from dither.audit.mutants.mutant import ENTRIES, Outcome
 from dither.audit.mutants.runner import checkout, choose, run_mutants
+from dither.cli.audit_common import check_outputs
 from dither.config import AuditMutantsConfig
-from dither.files import output_errors, write_json
+from dither.files import write_json
 
 
 def run(config: AuditMutantsConfig) -> None:
@@ -26,9 +27,7 @@ def run(config: AuditMutantsConfig) -> None:
     mutants = choose(ALL, config.names, entry=config.entry, fast=config.fast)
     root = checkout()
     target = None if config.json in {None, "-"} else Path(str(config.json))
-    if target is not None:
-        with output_errors(target):
-            target.touch()
+    check_outputs(config.json, None)
     console = Console(stderr=True, highlight=False)
     outcomes: list[Outcome] = []
     start = time.monotonic()

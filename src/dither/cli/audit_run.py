@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -17,9 +16,9 @@ from rich.table import Table
 from dither.audit.findings import Finding, histogram
 from dither.audit.one_run import Audited, OneRun, Told, audit_run, prepare
 from dither.audit.power import Power, power_curve
+from dither.cli.audit_common import check_outputs, use_threads
 from dither.config import AuditRunConfig
-from dither.errors import ConfigError
-from dither.files import output_errors, write_json
+from dither.files import write_json
 from dither.report.audit import FILE
 from dither.report.audit_page import write_audit_figures
 
@@ -34,10 +33,9 @@ def run(config: AuditRunConfig) -> None:
         ConfigError: Options that do not fit.
         OutputError: The JSON cannot be written; said before anything is charged.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     audited = prepare(config)
-    _check_outputs(config)
+    check_outputs(config.json, config.out)
     console = Console(stderr=True, highlight=False)
     facts = _power(audited, console) if config.power else _runs(audited, console)
     if config.json == "-":
@@ -46,7 +44,7 @@ def run(config: AuditRunConfig) -> None:
     elif config.json is not None:
         write_json(Path(config.json), facts)
     if config.out is not None:
-        write_json(config.out / FILE, {**_known(config.out / FILE, facts), **facts})
+        _keep(config.out, facts)
         write_audit_figures(config.out)
 
 
@@ -60,19 +58,20 @@ def _runs(audited: Audited, console: Console) -> dict[str, Any]:
                 told(before + done, total * config.repeat)
 
             found.append(audit_run(audited, tell))
+            if config.out is not None:  # charged: whoever stops the next keeps this one
+                _keep(config.out, _results(audited, found))
     if config.json != "-":
         _print(audited, found, Console(highlight=False))
-    return {**_claim(audited), "runs": [_run_json(one, config.defect) for one in found]}
+    return _results(audited, found)
+
+
+def _results(audited: Audited, found: list[OneRun]) -> dict[str, Any]:
+    defect = audited.config.defect
+    return {**_claim(audited), "runs": [_run_json(one, defect) for one in found]}
 
 
 def _power(audited: Audited, console: Console) -> dict[str, Any]:
     config = audited.config
-    if config.score != "white-box":
-        raise ConfigError(
-            expected="--score white-box with --power, whose scores can be simulated",
-            got=config.score,
-            fix="leave --score out",
-        )
     sizes = {size for size in (*_POWER_CANARIES, config.canaries) if size <= audited.dimension}
     with _bar(console, "simulated audits") as told:
         points = list(
@@ -152,12 +151,23 @@ def _words(audited: Audited, found: list[Finding]) -> str:
     weak = sum(one.noise_detected for one in found)
     text = (
         f"ε above the claim in {above} of {len(found)}; less noise than claimed in {weak}. "
-        "A bound above the claim is a bug, but for the chance that the confidence leaves; "
-        "a bound below it proves nothing."
+        f"{_by_chance(len(found), audited.config.confidence)} A bound above the "
+        "claim that chance does not explain is a bug; one below the claim proves nothing."
     )
     if audited.config.defect is None:
         return text
     return f"self-test with {audited.config.defect:g} of the noise: NOT PRIVATE. {text}"
+
+
+def _by_chance(runs: int, confidence: float) -> str:
+    """Say how many sound runs alarm all the same, at most, by each of the two bounds."""
+    alarm = 1.0 - confidence
+    if runs == 1:
+        return f"Each is said of a sound run with probability {alarm:.2g} at most."
+    return (
+        f"Each is said of about {runs * alarm:.2g} of {runs} sound runs at most, and of one "
+        f"or more with probability {1.0 - confidence**runs:.2g} at most."
+    )
 
 
 def _power_table(points: list[Power]) -> Table:
@@ -185,22 +195,26 @@ def _bar(console: Console, what: str) -> Iterator[Told]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-def _check_outputs(config: AuditRunConfig) -> None:
-    """Fail before anything is charged where the result could not be kept."""
-    if config.json not in {None, "-"}:
-        target = Path(str(config.json))
-        with output_errors(target):
-            target.touch()
-    if config.out is not None:
-        with output_errors(config.out):
-            config.out.mkdir(parents=True, exist_ok=True)
+def _keep(out: Path, facts: dict[str, Any]) -> None:
+    """Write results; runs of the same claim add up, so that none can be picked from them."""
+    known = _known(out / FILE, facts)
+    if "runs" in facts:
+        names = {each["run"] for each in facts["runs"]}
+        earlier = [each for each in known.pop("runs", []) if each["run"] not in names]
+        facts = {**facts, "runs": [*earlier, *facts["runs"]]}
+    write_json(out / FILE, {**known, **facts})
 
 
 def _known(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Return the runs or the power that an earlier audit of the same claim left there."""
     try:
-        known: dict[str, Any] = json.loads(path.read_bytes())
+        known: Any = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
+    if not isinstance(known, dict):
+        return {}
     same = all(known.get(name) == value for name, value in facts.items() if name not in _PARTS)
-    return {name: known[name] for name in _PARTS if same and name in known}
+    found = {name: known[name] for name in _PARTS if same and isinstance(known.get(name), list)}
+    if not all(isinstance(each, dict) and "run" in each for each in found.get("runs", ())):
+        del found["runs"]
+    return found

@@ -16,7 +16,6 @@ from rich.markup import escape
 from dither import __version__, config
 from dither.errors import DitherError, DitherWarning, StoppedError
 from dither.mpirun.options import MpirunConfig, split
-from dither.noise import simd
 
 _sub = tyro.conf.subcommand
 
@@ -47,6 +46,7 @@ _Command = (
     | Annotated[config.ReportConfig, _sub("report")]
     | Annotated[config.BenchConfig, _sub("bench")]
     | Annotated[MpirunConfig, _sub("mpirun")]
+    | Annotated[config.DoctorConfig, _sub("doctor")]
 )
 
 # Loaded only when their verb is called, so that --help need not wait for PyTorch.
@@ -69,6 +69,7 @@ _MODULES = {
     config.AuditLedgerConfig: "audit_ledger",
     config.AuditMutantsConfig: "audit_mutants",
     MpirunConfig: "mpirun",
+    config.DoctorConfig: "doctor",
 }
 
 _DESCRIPTION = (
@@ -84,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
     That is 0, 2 for a named error, 130 if stopped; of ``mpirun``, what the program returned, or 3
-    where not all of its ranks were protected.
+    where not all of its ranks were protected; of ``doctor`` and ``audit ledger``, 1 for what they
+    find wrong.
     """
     console = Console(stderr=True, highlight=False)
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -97,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")  # the libraries' own, of no use to a user
             warnings.simplefilter("always", DitherWarning)
             warnings.showwarning = _show_warning
-            simd.kernels()  # a wrong DITHER_SIMD is said before anything is written
+            if not isinstance(options, config.DoctorConfig):  # which reports a broken core
+                _require_kernels()
             module = importlib.import_module(f"dither.cli.{_MODULES[type(options)]}")
             return module.run(options) or 0
     except StoppedError as error:
@@ -110,6 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("stopped; what was charged stays charged")
         return 130
+
+
+def _require_kernels() -> None:
+    """Say that DITHER_SIMD is wrong before anything is written."""
+    from dither.noise import simd  # noqa: PLC0415 - loads the core, which may be broken
+
+    simd.kernels()
 
 
 def parse(words: Sequence[str]) -> Any:
@@ -133,7 +143,7 @@ def _named(words: Sequence[str], options: config.TrainConfig) -> tuple[str, ...]
 
 def _with_standard_output(words: list[str]) -> list[str]:
     """Let ``--json`` without a file mean standard output, as ``--json -`` does."""
-    if words[:1] not in (["bench"], ["audit"]) or "--json" not in words:
+    if words[:1] not in (["bench"], ["audit"], ["doctor"]) or "--json" not in words:
         return words
     after = words.index("--json") + 1
     bare = after == len(words) or words[after].startswith("--")

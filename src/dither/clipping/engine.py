@@ -17,6 +17,7 @@ from dither.clipping.batches import Batch, as_batch, chunk_rows, chunks, with_ro
 from dither.clipping.clipping import ClippedSum, Clipping, Diagnostics
 from dither.clipping.emission import Emission, Weighted, add_up, buckets, queued
 from dither.clipping.gradients import Chunk, Gradients, Inventory, Loss, squared_norms
+from dither.clipping.half import check_arithmetic
 from dither.clipping.leaks import check_nothing_new, kept_tensors
 from dither.clipping.loss import ModelLoss
 from dither.clipping.pages import keep_freed_pages
@@ -154,6 +155,7 @@ class ClippingEngine:
         Raises:
             ModelError: The batch, the model or the loss cannot be taken example by example.
         """
+        check_arithmetic(self.model)
         self._calls += 1
         if self._calls & (self._calls - 1) == 0:  # again at calls 2, 4, 8, ...
             self._shown.clear()
@@ -223,6 +225,7 @@ class ClippingEngine:
 
         They depend on records without noise: only a charged release may leave.
         """
+        check_arithmetic(self.model)
         found = [torch.empty(0, dtype=torch.float64)]
         for chunk, gradients, _ in self._gradients(as_batch(data)):
             with torch.no_grad(), torch.autocast(gradients.losses.device.type, enabled=False):

@@ -232,3 +232,14 @@ class BenchConfig:
     seeds: int | None = None
     processes: int | None = None
     hours: float | None = None
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Say what is installed here, what it means for dither, and what to do about each gap.
+
+    Attributes:
+        json: Write the result here as JSON; - or no name is standard output.
+    """
+
+    json: str | None = None

@@ -13,7 +13,7 @@ from dither.errors import ConfigError, ReduceError
 from dither.files import home, locked, output_errors
 from dither.mpirun.recipe import LIBRARY, Mpi, Native, key, make
 
-__all__ = ["LIBRARY", "Mpi", "Native", "find_mpi", "library", "native"]
+__all__ = ["LIBRARY", "Mpi", "Native", "find_library", "find_mpi", "library", "native"]
 
 
 def find_mpi(mpiexec: str | Path | None = None) -> Mpi:
@@ -103,18 +103,32 @@ def library(
         OutputError: The folder cannot be written.
     """
     parts = sources or native()
-    folder, name = home() / "mpi", key(mpi, parts)
-    built = folder / name / LIBRARY
-    came = (prebuilt or _installed() / "prebuilt") / name / LIBRARY
+    came, built = _places(key(mpi, parts), prebuilt)
     for each in (came, built):
         if each.is_file():
             return each
+    folder = built.parents[1]
     with locked(folder / "lock"):
         if not built.is_file():
             told(f"building {LIBRARY} for the MPI of {mpi.launcher}, once")
             with output_errors(built):
                 _build(mpi, parts, built)
     return built
+
+
+def find_library(mpi: Mpi) -> Path | None:
+    """Return the library for an MPI where it is built already, and build nothing.
+
+    Raises:
+        ReduceError: Sources are missing.
+    """
+    return next((path for path in _places(key(mpi, native())) if path.is_file()), None)
+
+
+def _places(name: str, prebuilt: Path | None = None) -> tuple[Path, Path]:
+    """Return where a library of this name came with the wheel, and where it is built."""
+    came = prebuilt or _installed() / "prebuilt"
+    return came / name / LIBRARY, home() / "mpi" / name / LIBRARY
 
 
 def _build(mpi: Mpi, parts: Native, built: Path) -> None:

@@ -99,12 +99,20 @@ def _product(x: Quantized, weight: Quantized, codes: Tensor, axis: int) -> Tenso
         return _scaled(integers.multiply(x.codes, codes), x, _over_outputs(weight, axis))
     kernel = kernel_of(x, weight, axis=axis)
     if kernel is Kernel.BF16:
-        return F.linear(x.codes, codes).float()
+        return _bf16(x.codes, codes)
     if kernel is Kernel.FP8:
         return _scaled(_fp8(x, weight, codes), x, _over_outputs(weight, axis))
     wide = _wide(weight)
     found = F.linear(_wide(x), wide if axis == 1 else wide.t())
     return _narrow(found, x, weight)
+
+
+def _bf16(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply rows of even lengths: oneDNN's kernels read past odd ones (`clipping.half`)."""
+    odd = x.shape[-1] % 2
+    if odd:
+        x, weight = F.pad(x, (0, 1)), F.pad(weight, (0, 1))
+    return F.linear(x, weight).float()
 
 
 def convolution(x: Quantized, weight: Quantized, how: Convolution) -> Tensor:

@@ -35,6 +35,7 @@ from dither.clipping.batches import as_batch
 from dither.clipping.capture import version_of
 from dither.clipping.check import check_losses
 from dither.clipping.gradients import Chunk
+from dither.clipping.half import check_arithmetic
 from dither.clipping.loss import by_rows, losses_of
 from dither.clipping.randomness import secret_generators
 from dither.errors import ConfigError, ModelError
@@ -204,6 +205,7 @@ class Probe:
     def _bounded(self, batch: PoissonBatch) -> BoundedSum:
         """Return the sum over a sample; its sensitivity is argued at the top of this file."""
         check_rows(batch)
+        check_arithmetic(self._model)
         parts = [torch.zeros(len(self.names), dtype=torch.int64)]
         with _unchanged(self._model):
             found = self._differences(batch.data)

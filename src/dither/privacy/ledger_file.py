@@ -99,10 +99,13 @@ def _set_journal(database: sqlite3.Connection, mode: str, busy_seconds: float) -
 
 @functools.lru_cache(maxsize=64)
 def journal_mode(path: Path) -> str:
-    """Return ``WAL`` on local file systems and ``DELETE`` (rollback journal) on network ones."""
-    folder = path.absolute().parent
-    mounts = sorted(psutil.disk_partitions(all=True), key=lambda m: len(m.mountpoint), reverse=True)
-    for mount in mounts:
+    """Return ``WAL`` on local file systems and ``DELETE`` (rollback journal) on network ones.
+
+    Links are followed; of several mounts at one place the last covers the others.
+    """
+    folder = path.resolve().parent
+    mounts = reversed(psutil.disk_partitions(all=True))
+    for mount in sorted(mounts, key=lambda m: len(m.mountpoint), reverse=True):
         if folder.is_relative_to(mount.mountpoint):
             return "DELETE" if mount.fstype.lower() in _NETWORK_FILE_SYSTEMS else "WAL"
     return "DELETE"

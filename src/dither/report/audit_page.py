@@ -36,9 +36,11 @@ def audit_words(audit: Audit | None) -> tuple[str, ...]:
         ),
     ]
     if audit.above:
+        chance = len(audit.honest) * (1.0 - (audit.about.number("confidence") or 0.0))
         words.append(
-            f"{audit.above} of {len(audit.honest)} audited runs gave a bound ABOVE the promise. "
-            "Do not rely on the promise until the reason is known."
+            f"{audit.above} of {len(audit.honest)} audited runs gave a bound ABOVE the promise; "
+            f"of sound ones about {plain(chance, 2)} would by chance, at most. Do not rely on the "
+            "promise until the reason is known."
         )
     if len(audit.honest) < len(audit.runs):
         words.append(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
-
-from dither.release.bounded_sum import BoundedSum
 
 
 @runtime_checkable
@@ -19,8 +17,11 @@ class Beside(Protocol):
     was released, noise and all.
     """
 
-    def join(self, bounded: BoundedSum) -> BoundedSum:
-        """Return the sum with what joins it: same names, shapes, bound and ticket."""
+    def join(self, chunks: Iterable[Mapping[str, Tensor]]) -> Iterable[Mapping[str, Tensor]]:
+        """Return the pieces of a sum with what joins them: same names and shapes.
+
+        The sum's bound and ticket are the step's, and are not handed out.
+        """
 
     def released(self, tensors: Mapping[str, Tensor], scale: float) -> None:
         """See a released sum.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Unpack, final
 
@@ -78,8 +79,10 @@ class PrivateStep(BaseStep):
         self._spans.add("forward", start)
         clipped_at = time.perf_counter()
         bounded = clipped.bounded
+        if self._beside is not None:
+            bounded = replace(bounded, chunks=self._beside.join(bounded.chunks))
         released = release_sum(
-            bounded if self._beside is None else self._beside.join(bounded),
+            bounded,
             self.account,
             self._transport,
             self._noise,

@@ -17,6 +17,7 @@ import pytest
 
 from dither.audit.mutants.mutant import Mutant
 from dither.audit.mutants.patching import apply
+from dither.errors import ConfigError
 
 VARIABLE = "DITHER_MUTANT"
 
@@ -98,7 +99,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if name:
         from dither.audit.mutants.catalogue import find  # noqa: PLC0415 - not by those who have it
 
-        mutant = find(name)
+        try:
+            mutant = find(name)
+        except ConfigError as error:
+            raise pytest.UsageError(f"{VARIABLE}: {error}") from error
         if not isinstance(mutant, Mutant):
             raise pytest.UsageError(f"{name} is in the C core: dither audit mutants {name}")
         folder = tempfile.TemporaryDirectory(prefix="dither-mutant-")

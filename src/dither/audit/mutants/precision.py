@@ -57,8 +57,8 @@ MUTANTS = (
         entry=35,
         shipped="Stochastic rounding followed a public seed by row position.",
         target="dither.precision.probe:Probe._differences",
-        right="seed = self._rounding.seed()",
-        wrong="seed = 0",
+        right="model, seed = self._model, self._rounding.seed()",
+        wrong="model, seed = self._model, 0",
         killer=_PROBE + "test_stochastic_rounding_follows_no_public_seed",
     ),
 )

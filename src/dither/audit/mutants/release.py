@@ -140,6 +140,17 @@ MUTANTS = (
         killer="tests/train/test_adaptive.py::test_a_share_has_a_sample_and_a_ticket_of_its_own",
     ),
     Mutant(
+        name="fresh-sample-drawn-and-not-used",
+        entry=28,
+        shipped="A fresh sample was drawn and charged, and the quantile taken on the gradient's.",
+        target="dither.train.clipper:Clipper.__call__",
+        right="self._adaptive.before_step(self.engine.norms, self._transport)",
+        wrong="self._adaptive.before_step(\n"
+        "                lambda _: self.engine.norms(batch.data), self._transport\n"
+        "            )",
+        killer="tests/train/test_adaptive.py::test_a_share_has_a_sample_and_a_ticket_of_its_own",
+    ),
+    Mutant(
         name="retried-on-the-same-sum",
         entry=29,
         shipped="A failed AllReduce was retried with the same sum and new noise, charged once.",
