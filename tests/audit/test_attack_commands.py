@@ -56,7 +56,8 @@ def test_sensitive_records_are_refused(
     verb: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = build_store(source, "employment", tmp_path / "store", sensitive=True)
-    assert main(["audit", verb, str(store.path), *SMALL]) == 2
+    known = ["--known", "200"] if verb == "inversion" else []
+    assert main(["audit", verb, str(store.path), *SMALL, "--records", "60", *known]) == 2
     assert "sensitive" in capsys.readouterr().err
 
 
