@@ -132,16 +132,15 @@ def test_a_block_does_not_disturb_another(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_exact_sums_lose_nothing_to_a_shift() -> None:
     """Under add_remove a missing record moves all rows behind it to other blocks."""
-    gradient = crafted(8192)[:, :64] * torch.rand(8192, 1)
-    ones = torch.ones(8192, dtype=torch.float64)
-    bound = required_slack(Relation.ADD_REMOVE, 8192) * 8.0
-    lost = {}
+    rows = 32768  # float32 loses four times the bound here, whatever order a processor adds up in
+    gradient = crafted(rows)[:, :64] * torch.rand(rows, 1)
+    ones = torch.ones(rows, dtype=torch.float64)
+    bound = required_slack(Relation.ADD_REMOVE, rows) * 8.0
     for exact in (True, False):
         whole = total_of(gradient, ones, exact=exact)
         less = total_of(gradient[1:], ones[1:], exact=exact)
-        lost[exact] = float((whole - less - gradient[0].double()).norm())
-    assert lost[True] <= bound
-    assert lost[False] > max(1e-5, 100.0 * lost[True])  # how much is the processor's to say
+        moved = float((whole - less - gradient[0].double()).norm())
+        assert (moved <= bound) is exact
 
 
 @pytest.mark.parametrize("exact", [False, True])
